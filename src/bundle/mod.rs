@@ -1,0 +1,1 @@
+//! One immutable, versioned directory with everything that a version needs.

@@ -1,0 +1,1 @@
+//! The event log: what users saw and did, as Parquet by day.

@@ -1,0 +1,6 @@
+//! Foreign interfaces: memory maps and LightGBM's C API.
+//!
+//! With `kernels/`, the only place where `unsafe` may stand. Every function here is safe to call;
+//! what makes it so is written beside each block.
+
+pub mod mmap;

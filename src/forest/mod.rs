@@ -1,0 +1,1 @@
+//! LightGBM models: parsed from their text, evaluated here.

@@ -1,0 +1,1 @@
+//! Approximate nearest neighbours by inner product, filters inside the search.

@@ -1,0 +1,1 @@
+//! The only SIMD: safe functions that choose AVX2 or their scalar twin at run time.

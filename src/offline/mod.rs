@@ -1,0 +1,3 @@
+//! The day: collect, split, features, towers, embed, index, ranker, evaluate, publish.
+
+pub mod dataset;

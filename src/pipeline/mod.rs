@@ -1,0 +1,1 @@
+//! One request: six stages that meet in the context.

@@ -1,0 +1,1 @@
+//! HTTP: listen and drain, routes, wire format, console page.

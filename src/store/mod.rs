@@ -1,0 +1,1 @@
+//! What a request looks up: items in memory, users embedded or in Redis.

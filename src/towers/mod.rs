@@ -1,0 +1,1 @@
+//! The user and the item encoder: two small networks into one space.
