@@ -154,6 +154,7 @@ impl<'a> Day<'a> {
         }
         let registry = Registry::open(&self.shared.registry.url)?;
         let current = registry.current().await?.map(|(_, rollout)| rollout.bundle);
+        let current = current.and_then(|version| run.baseline(&registry, version));
         let previous = current.as_deref().and_then(|version| run.previous(&registry, version));
         let fp = fp.and(format!("{:?}{:?}", config.evaluate, current));
         self.work.step("evaluate", &fp, |dir| {
@@ -349,6 +350,21 @@ impl Run<'_> {
             &self.day.config.evaluate,
         )?;
         write_atomically(&dir.join(files::REPORT), &serde_json::to_vec_pretty(&report)?)
+    }
+
+    /// What the new models are compared with: the serving bundle; when that is this very run's,
+    /// published before, the one it replaced.
+    fn baseline(&self, registry: &Registry, serving: String) -> Option<String> {
+        let manifest = bundle::Manifest::open(&registry.bundle_dir(&serving).ok()?, false).ok()?;
+        let ours = |(step, name): (&str, &str)| {
+            let ours = bundle::FileEntry::of(&self.day.work.dir(step).join(name)).ok();
+            manifest.files.get(name) == ours.as_ref()
+        };
+        if [("towers", files::TOWERS), ("ranker", files::RANKER)].into_iter().all(ours) {
+            manifest.parents.first().cloned()
+        } else {
+            Some(serving)
+        }
     }
 
     /// The serving bundle's ranker, when it reads the same columns.

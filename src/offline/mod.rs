@@ -39,4 +39,4 @@ pub mod train_ranker;
 pub mod train_towers;
 pub mod workspace;
 
-pub use day::{Config, Day, STEPS};
+pub use day::{Config, Day, STEPS, Shared};
