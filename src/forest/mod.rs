@@ -18,9 +18,8 @@ mod text;
 
 pub use text::Error;
 
-/// LightGBM's `kZeroThreshold`: values this close to zero are zero to it. It is the f32 `1e-35`
-/// widened, not the f64.
-const ZERO_BAND: f64 = 1e-35_f32 as f64;
+/// LightGBM's `kZeroThreshold`: values this close to zero are zero to it.
+const ZERO_BAND: f32 = 1e-35;
 
 /// The rows of one call, borrowed: `constants.len() + varying` features.
 #[derive(Clone, Copy, Debug)]
@@ -70,13 +69,12 @@ enum Link {
     Logistic { slope: f64 },
 }
 
-/// What a node does with values that are no plain number.
+/// How a node decides.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Split {
-    /// `value <= threshold` goes left; NaN goes where `nan_left` says.
-    Numeric,
-    /// The same, but a value in the zero band is missing too and goes with NaN.
-    NumericZeroMissing,
+    /// `value <= threshold` goes left. NaN, and a value not further from zero than `missing_band`
+    /// (negative: none), is missing and goes where `missing_left` says.
+    Numeric { missing_left: bool, missing_band: f32 },
     /// Codes in `bits[start..start + words]` go left; NaN, negative and unseen codes go right.
     Categorical { start: u32, words: u32 },
 }
@@ -88,7 +86,6 @@ struct Node {
     feature: u32,
     left: i32,
     right: i32,
-    nan_left: bool,
     split: Split,
 }
 
@@ -195,36 +192,37 @@ impl Forest {
         all
     }
 
-    /// Walks one row down one tree.
+    /// Walks one row down one tree. Written so that only the end of the walk is a branch to guess:
+    /// which way a row goes cannot be guessed, and that would cost more than the decision.
     #[inline]
     fn leaf(&self, nodes: &[Node], matrix: &Matrix, row: usize) -> usize {
         let mut at = 0_i32;
         while at >= 0 {
             let node = &nodes[at as usize];
             let feature = node.feature as usize;
-            let value = match feature.checked_sub(matrix.constants.len()) {
-                None => matrix.constants[feature],
-                Some(column) => matrix.columns[column * matrix.rows + row],
+            let (values, place) = match feature.checked_sub(matrix.constants.len()) {
+                None => (matrix.constants, feature),
+                Some(column) => (matrix.columns, column * matrix.rows + row),
             };
-            at = if self.goes_left(node, f64::from(value)) { node.left } else { node.right };
+            at = if self.goes_left(node, values[place]) { node.left } else { node.right };
         }
         !at as usize
     }
 
     #[inline]
-    fn goes_left(&self, node: &Node, value: f64) -> bool {
-        if value.is_nan() {
-            return node.nan_left;
-        }
+    fn goes_left(&self, node: &Node, value: f32) -> bool {
         match node.split {
-            Split::Numeric => value <= node.threshold,
-            Split::NumericZeroMissing if value.abs() <= ZERO_BAND => node.nan_left,
-            Split::NumericZeroMissing => value <= node.threshold,
+            Split::Numeric { missing_left, missing_band } => {
+                let missing = value.is_nan() | (value.abs() <= missing_band);
+                (missing & missing_left) | (!missing & (f64::from(value) <= node.threshold))
+            }
             Split::Categorical { start, words } => {
-                // The cast rounds towards zero and saturates, so an infinity is an unseen code.
+                // The cast rounds towards zero and saturates, so an infinity is an unseen code, and
+                // NaN has to be sent right by hand.
                 let code = value as i32;
                 let word = (code >> 5) as u32;
-                code >= 0
+                !value.is_nan()
+                    && code >= 0
                     && word < words
                     && self.bits[(start + word) as usize] >> (code & 31) & 1 == 1
             }

@@ -395,14 +395,12 @@ fn read_nodes(block: &Block, forest: &mut Forest, leaves: usize) -> Result<(), E
             return Err(Error::OutOfRange { line, tree, field, node, value, limit });
         }
         let at = At { line: threshold_line, tree, node };
-        let (threshold, nan_left, split) =
-            read_split(block, at, decision[node], threshold[node], &bitsets)?;
+        let (threshold, split) = read_split(block, at, decision[node], threshold[node], &bitsets)?;
         forest.nodes.push(Node {
             threshold,
             feature: feature[node] as u32,
             left: left[node],
             right: right[node],
-            nan_left,
             split,
         });
     }
@@ -485,7 +483,7 @@ fn read_split(
     decision: u8,
     threshold: f64,
     bitsets: &[(u32, u32)],
-) -> Result<(f64, bool, Split), Error> {
+) -> Result<(f64, Split), Error> {
     const CATEGORICAL: u8 = 1;
     const DEFAULT_LEFT: u8 = 2;
     let missing = decision >> 2;
@@ -503,7 +501,7 @@ fn read_split(
             return Err(Error::OutOfRange { line, tree, field, node, value, limit });
         };
         // A missing category goes right whatever the default says.
-        return Ok((threshold, false, Split::Categorical { start, words }));
+        return Ok((threshold, Split::Categorical { start, words }));
     }
     if threshold.is_nan() {
         let field = block.require("threshold")?;
@@ -511,22 +509,24 @@ fn read_split(
     }
     let threshold = outside_zero_band(threshold);
     let default_left = decision & DEFAULT_LEFT != 0;
-    Ok(match missing {
+    let (missing_left, missing_band) = match missing {
         // Nothing is missing: LightGBM reads NaN as zero.
-        0 => (threshold, 0.0 <= threshold, Split::Numeric),
+        0 => (0.0 <= threshold, -1.0),
         // Zero is missing, and NaN is read as zero.
-        1 => (threshold, default_left, Split::NumericZeroMissing),
-        _ => (threshold, default_left, Split::Numeric),
-    })
+        1 => (default_left, ZERO_BAND),
+        _ => (default_left, -1.0),
+    };
+    Ok((threshold, Split::Numeric { missing_left, missing_band }))
 }
 
 /// LightGBM reads a row's values within the zero band as exact zeros. Moving thresholds out of the
 /// band gives the same decisions without touching the values.
 fn outside_zero_band(threshold: f64) -> f64 {
-    if (0.0..ZERO_BAND).contains(&threshold) {
-        ZERO_BAND
-    } else if (-ZERO_BAND..0.0).contains(&threshold) {
-        (-ZERO_BAND).next_down()
+    let band = f64::from(ZERO_BAND);
+    if (0.0..band).contains(&threshold) {
+        band
+    } else if (-band..0.0).contains(&threshold) {
+        (-band).next_down()
     } else {
         threshold
     }
