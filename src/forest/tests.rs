@@ -285,6 +285,8 @@ mod oracle {
     use crate::ffi::lightgbm::{
         Dataset, Layout, Params, Table, Target, predict_raw, predict_transformed, train,
     };
+    use std::collections::HashSet;
+
     use rand::seq::IndexedRandom;
     use rand::{Rng, SeedableRng};
     use rand_pcg::Pcg64Mcg;
@@ -424,6 +426,8 @@ mod oracle {
         let forest = || {
             binary().with("boosting", "rf").with("bagging_freq", 1).with("bagging_fraction", 0.6)
         };
+        let fine =
+            || binary().with("max_bin", 1023).with("extra_trees", "true").with("num_leaves", 127);
         let same = |signal: f32| signal;
         type Labels = fn(f32) -> f32;
         let models: [(&str, Params, u32, Labels); 14] = [
@@ -433,7 +437,7 @@ mod oracle {
             ("zero as missing", binary().with("zero_as_missing", "true"), 30, is_positive),
             ("nothing missing", binary().with("use_missing", "false"), 30, is_positive),
             ("one-hot", binary().with("max_cat_to_onehot", 1000), 30, is_positive),
-            ("many thresholds", binary().with("max_bin", 1023), 60, is_positive),
+            ("many thresholds", fine(), 60, is_positive),
             ("deep", binary().with("num_leaves", 500).with("min_data_in_leaf", 1), 10, is_positive),
             ("extra trees", binary().with("extra_trees", "true"), 30, is_positive),
             ("single leaf", binary().with("min_data_in_leaf", 3000), 3, is_positive),
@@ -442,10 +446,35 @@ mod oracle {
             ("absolute error", params("regression_l1"), 20, same),
             ("lambdarank", params("lambdarank"), 40, grade),
         ];
+        let mut splits = Vec::new();
         for (name, params, rounds, labels) in models {
             let model = train_model(&params, rounds, labels);
             assert_eq!(difference(&model), 0.0, "{name}");
+            let forest = Forest::parse(&model).unwrap();
+            match name {
+                "many thresholds" => assert!(most_thresholds(&forest) > 255),
+                "single leaf" => assert!(forest.nodes.is_empty()),
+                "random forest" => assert!(forest.average),
+                _ => splits.extend(forest.nodes.iter().map(|node| node.split)),
+            }
         }
+        let band = ZERO_BAND;
+        for missing_left in [false, true] {
+            for missing_band in [-1.0, band] {
+                assert!(splits.contains(&Split::Numeric { missing_left, missing_band }));
+            }
+        }
+        let wide = |split: &Split| matches!(split, Split::Categorical { words, .. } if *words > 16);
+        assert!(splits.iter().any(wide), "codes above 512 are split");
+    }
+
+    /// Distinct thresholds of the feature that has most of them.
+    fn most_thresholds(forest: &Forest) -> usize {
+        let distinct = |feature: u32| {
+            let nodes = forest.nodes.iter().filter(|node| node.feature == feature);
+            nodes.map(|node| node.threshold.to_bits()).collect::<HashSet<u64>>().len()
+        };
+        (0..8).map(distinct).max().unwrap()
     }
 
     #[test]

@@ -33,7 +33,7 @@ const HEADER_FIELDS: [&str; 11] = [
     "feature_infos",
     "tree_sizes",
 ];
-const TREE_FIELDS: [&str; 18] = [
+const TREE_FIELDS: [&str; 22] = [
     "num_leaves",
     "num_cat",
     "split_feature",
@@ -52,6 +52,11 @@ const TREE_FIELDS: [&str; 18] = [
     "cat_threshold",
     "is_linear",
     "shrinkage",
+    // Fields of linear trees, known so that the refusal names the reason.
+    "leaf_const",
+    "num_features",
+    "leaf_features",
+    "leaf_coeff",
 ];
 /// Objectives whose prediction is the raw score.
 const IDENTITY_OBJECTIVES: [&str; 8] = [
