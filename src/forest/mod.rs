@@ -38,7 +38,7 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// When `columns` is not a whole number of columns of `rows` values.
     pub fn new(constants: &'a [f32], columns: &'a [f32], rows: usize) -> Self {
-        let whole = if rows == 0 { columns.is_empty() } else { columns.len() % rows == 0 };
+        let whole = columns.len().is_multiple_of(rows);
         assert!(whole, "{} column values are not whole columns of {rows} rows", columns.len());
         Self { constants, columns, rows }
     }

@@ -301,10 +301,9 @@ fn read_header(header: &Block) -> Result<(Forest, Option<(usize, usize)>), Error
         Some(field) if !field.value.is_empty() => return Err(value_error(field, "empty")),
         field => field.is_some(),
     };
-    let trees = match header.get("tree_sizes") {
-        Some(field) => Some((field.line, field.value.split_ascii_whitespace().count())),
-        None => None,
-    };
+    let trees = header
+        .get("tree_sizes")
+        .map(|field| (field.line, field.value.split_ascii_whitespace().count()));
     let link = header.get("objective").map_or(Ok(Link::Identity), read_objective)?;
     let forest = Forest {
         features,

@@ -213,7 +213,7 @@ fn what_lightgbm_refuses_comes_back_in_its_own_words() {
     let dataset = Dataset::new(world.table(), world.target(), &names(), &params()).unwrap();
     let run = |params: &Params, valid: Option<&Dataset>, metric: Option<&str>| {
         let stop = metric.map(|metric| EarlyStop { metric, patience_rounds: 1 });
-        train(params, &dataset, valid, 1, stop, |_| {}).err().expect("refused").to_string()
+        train(params, &dataset, valid, 1, stop, |_| {}).unwrap_err().to_string()
     };
     let nonsense = run(&params().with("objective", "nonsense"), None, None);
     assert!(nonsense.contains("LGBM_BoosterCreate") && nonsense.contains("nonsense"), "{nonsense}");
