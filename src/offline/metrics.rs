@@ -61,8 +61,7 @@ impl Weighted {
 /// When the lengths differ or a score is NaN, here and in the other functions of this module.
 pub fn auc(labels: &[f32], scores: &[f64]) -> Option<f64> {
     check(labels, scores);
-    let order = descending(scores);
-    weighted_auc(labels, scores, &order, |_| 1.0)
+    weighted_auc(&best_first(labels, scores, |_| Some(0)), |_| 1.0)
 }
 
 /// AUC of each group, weighted by its rows; groups of one class are skipped.
@@ -89,16 +88,29 @@ pub fn auc_estimate(
     bootstrap: Bootstrap,
 ) -> Option<Estimate> {
     check(labels, scores);
-    let mut group_of = vec![u32::MAX; labels.len()];
-    for (number, group) in groups.iter().enumerate() {
-        group_of[group.clone()].fill(number as u32);
-    }
-    let mut order = descending(scores);
-    order.retain(|&row| group_of[row as usize] != u32::MAX);
-    let at = |counts: &[u32]| {
-        weighted_auc(labels, scores, &order, |row| f64::from(counts[group_of[row] as usize]))
-    };
+    let group_of = group_of_rows(labels.len(), groups);
+    let rows = best_first(labels, scores, |row| group_of[row]);
+    let at = |counts: &[u32]| weighted_auc(&rows, |group| f64::from(counts[group as usize]));
     resample(groups.len(), bootstrap, at)
+}
+
+/// `ours - theirs` in AUC over all rows, both on the same resampled groups.
+pub fn auc_difference(
+    labels: &[f32],
+    ours: &[f64],
+    theirs: &[f64],
+    groups: &[Range<usize>],
+    bootstrap: Bootstrap,
+) -> Option<Estimate> {
+    check(labels, ours);
+    check(labels, theirs);
+    let group_of = group_of_rows(labels.len(), groups);
+    let ours = best_first(labels, ours, |row| group_of[row]);
+    let theirs = best_first(labels, theirs, |row| group_of[row]);
+    resample(groups.len(), bootstrap, |counts| {
+        let weight = |group: u32| f64::from(counts[group as usize]);
+        Some(weighted_auc(&ours, weight)? - weighted_auc(&theirs, weight)?)
+    })
 }
 
 /// NDCG@k of each group that has a positive. Gain `2^label - 1`, discount `1 / log2(rank + 1)`;
@@ -207,11 +219,20 @@ pub fn paired_difference(
 fn check(labels: &[f32], scores: &[f64]) {
     assert_eq!(labels.len(), scores.len(), "one score a label");
     assert!(u32::try_from(labels.len()).is_ok(), "at most 2^32 rows");
-    debug_assert!(!scores.iter().any(|score| score.is_nan()), "scores are not NaN");
+    assert!(!scores.iter().any(|score| score.is_nan()), "scores are not NaN");
 }
 
+/// The group of each row; `None` outside all groups.
+fn group_of_rows(rows: usize, groups: &[Range<usize>]) -> Vec<Option<u32>> {
+    let mut group_of = vec![None; rows];
+    for (number, group) in groups.iter().enumerate() {
+        group_of[group.clone()].fill(Some(number as u32));
+    }
+    group_of
+}
+
+/// Rows by falling score. Scores are not NaN.
 fn descending(scores: &[f64]) -> Vec<u32> {
-    assert!(!scores.iter().any(|score| score.is_nan()), "scores are not NaN");
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
     order.sort_unstable_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
     order
@@ -222,26 +243,44 @@ fn ties<'a>(order: &'a [u32], scores: &'a [f64]) -> impl Iterator<Item = &'a [u3
     order.chunk_by(|&a, &b| scores[a as usize] == scores[b as usize])
 }
 
-/// AUC of rows that count `weight(row)` times, in descending order of score.
-fn weighted_auc(
+/// What the AUC needs of a row, in falling order of score: read front to back a thousand times.
+struct RankedRow {
+    group: u32,
+    positive: bool,
+    last_of_tie: bool,
+}
+
+fn best_first(
     labels: &[f32],
     scores: &[f64],
-    order: &[u32],
-    weight: impl Fn(usize) -> f64,
-) -> Option<f64> {
+    group_of: impl Fn(usize) -> Option<u32>,
+) -> Vec<RankedRow> {
+    let mut order = descending(scores);
+    order.retain(|&row| group_of(row as usize).is_some());
+    let mut rows = Vec::with_capacity(order.len());
+    for tie in ties(&order, scores) {
+        rows.extend(tie.iter().enumerate().filter_map(|(place, &row)| {
+            let group = group_of(row as usize)?;
+            let positive = labels[row as usize] > 0.0;
+            Some(RankedRow { group, positive, last_of_tie: place + 1 == tie.len() })
+        }));
+    }
+    rows
+}
+
+/// AUC of rows that count `weight(group)` times.
+fn weighted_auc(rows: &[RankedRow], weight: impl Fn(u32) -> f64) -> Option<f64> {
     let (mut positives, mut negatives, mut right) = (0.0, 0.0, 0.0);
-    for tie in ties(order, scores) {
-        let (mut tied_positives, mut tied_negatives) = (0.0, 0.0);
-        for &row in tie {
-            if labels[row as usize] > 0.0 {
-                tied_positives += weight(row as usize);
-            } else {
-                tied_negatives += weight(row as usize);
-            }
+    let (mut tied_positives, mut tied_negatives) = (0.0, 0.0);
+    for row in rows {
+        let tied = if row.positive { &mut tied_positives } else { &mut tied_negatives };
+        *tied += weight(row.group);
+        if row.last_of_tie {
+            right += tied_negatives * (positives + 0.5 * tied_positives);
+            positives += tied_positives;
+            negatives += tied_negatives;
+            (tied_positives, tied_negatives) = (0.0, 0.0);
         }
-        right += tied_negatives * (positives + 0.5 * tied_positives);
-        positives += tied_positives;
-        negatives += tied_negatives;
     }
     (positives > 0.0 && negatives > 0.0).then(|| right / (positives * negatives))
 }
@@ -435,6 +474,10 @@ mod tests {
         }
         let grouped = auc_estimate(&labels, &scores, &groups, BOOTSTRAP).unwrap();
         near(auc(&labels, &scores), grouped.mean);
+        let noisy: Vec<f64> = scores.iter().map(|score| score + random.random::<f64>()).collect();
+        let better = auc_difference(&labels, &scores, &noisy, &groups, BOOTSTRAP).unwrap();
+        near(Some(better.mean), grouped.mean - auc(&labels, &noisy).unwrap());
+        assert!(better.lo > 0.0 && better.hi - better.lo < grouped.hi - grouped.lo, "{better:?}");
         let single: Vec<Range<usize>> = (0..labels.len()).map(|row| row..row + 1).collect();
         let by_row = auc_estimate(&labels, &scores, &single, BOOTSTRAP).unwrap();
         let (wide, narrow) = (grouped.hi - grouped.lo, by_row.hi - by_row.lo);
