@@ -18,7 +18,7 @@
 mod file;
 mod mlp;
 mod model;
-#[cfg(test)]
+#[cfg(all(test, feature = "etl"))]
 mod tests;
 #[cfg(feature = "etl")]
 pub mod train;
@@ -55,6 +55,7 @@ pub struct Config {
     pub repeat_weight: f32,
     pub mask_owned: bool,
     pub half_life_days: f32,
+    pub basket_damping: f32,
 }
 
 /// Why towers could not be trained, written or opened.
@@ -76,6 +77,8 @@ pub enum Error {
     Data { what: &'static str, found: usize, expected: usize },
     #[error("training data: {what} {found} is out of range (below {limit})")]
     DataRange { what: &'static str, found: u64, limit: u64 },
+    #[error("{found} training threads cannot be started; lower towers.threads")]
+    Threads { found: usize },
     #[error("training data holds no positive sample; give rows with a positive event weight")]
     NoPositives,
     #[error("the loss is not finite in epoch {epoch}, step {step}; lower towers.learning_rate")]

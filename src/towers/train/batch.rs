@@ -46,7 +46,8 @@ pub(super) struct Span {
 }
 
 /// Rows by snapshot with what the sampling probabilities need.
-pub(super) struct Sampler {
+pub(super) struct Sampler<'a> {
+    data: &'a Data<'a>,
     groups: Vec<Group>,
     /// Effective weight by event.
     weights: Vec<f32>,
@@ -54,6 +55,7 @@ pub(super) struct Sampler {
     random_negatives: usize,
     id_dropout: f32,
     mask_owned: bool,
+    basket_damping: f32,
 }
 
 struct Group {
@@ -63,8 +65,8 @@ struct Group {
     counts: Vec<(u32, u32)>,
 }
 
-impl Sampler {
-    pub fn new(data: &Data, config: &Config) -> Result<Self, Error> {
+impl<'a> Sampler<'a> {
+    pub fn new(data: &'a Data<'a>, config: &Config) -> Result<Self, Error> {
         let weights = effective_weights(data, config);
         let mut groups: Vec<Group> = (0..data.snapshots.len())
             .map(|snapshot| Group { snapshot, rows: Vec::new(), counts: Vec::new() })
@@ -83,12 +85,14 @@ impl Sampler {
             group.counts = count_rows_by_item(data, &weights, &group.rows);
         }
         Ok(Self {
+            data,
             groups,
             weights,
             batch_rows: config.batch_rows,
             random_negatives: config.random_negatives.min(data.items),
             id_dropout: config.id_dropout,
             mask_owned: config.mask_owned,
+            basket_damping: config.basket_damping,
         })
     }
 
@@ -113,39 +117,42 @@ impl Sampler {
 
     pub fn fill(
         &self,
-        data: &Data,
         towers: &Towers,
         span: &Span,
         rng: &mut StdRng,
         batch: &mut Batch,
     ) {
         let group = &self.groups[span.group];
-        batch.reset(data.items, group.snapshot, &span.rows);
+        batch.reset(self.data.items, group.snapshot, &span.rows);
         for (at, &row) in span.rows.iter().enumerate() {
-            self.add_targets(data, at as u32, row, batch);
+            self.add_targets(at as u32, row, batch);
         }
         for _ in 0..self.random_negatives {
-            batch.candidate(rng.random_range(0..data.items as u32));
+            batch.candidate(rng.random_range(0..self.data.items as u32));
         }
         self.describe_candidates(group, towers, span.rows.len(), rng, batch);
-        self.block(data, batch);
+        self.block(batch);
     }
 
-    fn add_targets(&self, data: &Data, at: u32, row: u32, batch: &mut Batch) {
-        let row = &data.rows[row as usize];
+    fn add_targets(&self, at: u32, row: u32, batch: &mut Batch) {
+        let row = &self.data.rows[row as usize];
         let first = batch.targets.len();
         for event in row.begin as usize..row.end as usize {
             let weight = self.weights[event];
             if weight <= 0.0 {
                 continue;
             }
-            let candidate = batch.candidate(data.event_items[event].0);
+            let candidate = batch.candidate(self.data.event_items[event].0);
             let twice = batch.targets[first..].iter_mut().find(|t| t.candidate == candidate);
             match twice {
                 Some(target) => target.weight = target.weight.max(weight),
                 None => batch.targets.push(Target { row: at, candidate, weight }),
             }
         }
+        let basket = &mut batch.targets[first..];
+        let total: f32 = basket.iter().map(|target| target.weight).sum();
+        let share = total.max(1e-6).powf(-self.basket_damping);
+        basket.iter_mut().for_each(|target| target.weight *= share);
     }
 
     fn describe_candidates(
@@ -171,7 +178,7 @@ impl Sampler {
 
     /// A row's positives are no negatives of it, nor, with `mask_owned`, what the user already
     /// had: the softmax then says nothing about those.
-    fn block(&self, data: &Data, batch: &mut Batch) {
+    fn block(&self, batch: &mut Batch) {
         let width = batch.candidates.len();
         batch.blocked.resize(batch.rows.len() * width, false);
         for target in &batch.targets {
@@ -180,6 +187,7 @@ impl Sampler {
         if !self.mask_owned {
             return;
         }
+        let data = self.data;
         for (at, &row) in batch.rows.iter().enumerate() {
             let row = &data.rows[row as usize];
             let past = data.user_offsets[row.user as usize] as usize..row.begin as usize;

@@ -14,6 +14,8 @@
 //! Deterministic for a given seed and number of threads.
 
 mod batch;
+mod check;
+mod init;
 mod optim;
 mod step;
 #[cfg(test)]
@@ -21,17 +23,19 @@ mod tests;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand_distr::{Distribution, StandardNormal};
 
 use crate::sections::Column;
 use crate::types::ItemIdx;
 
-use super::mlp::Mlp;
-use super::model::{Scratch, Shape, Standard, Table, Towers, signed_log};
-use super::{Config, Error};
+use super::{Config, Error, ItemInput, Towers};
 use batch::Sampler;
+#[cfg(test)]
+pub(super) use init::random;
 use optim::{AdamW, RowAdagrad};
 use step::Workspace;
+
+/// A cosine is never stretched by more than a hundred.
+const LOG_SCALE_MAX: f32 = 4.6;
 
 /// Everything training reads; plain arrays with dense ids.
 #[derive(Clone, Copy, Debug)]
@@ -106,21 +110,24 @@ pub trait Observer: Send {
 /// # Errors
 /// When the configuration or the data are inconsistent, hold no positive, or the loss diverges.
 pub fn train(data: &Data, config: &Config, observer: &mut dyn Observer) -> Result<Towers, Error> {
-    check_config(config)?;
+    check::config(config)?;
     data.check()?;
     let mut rng = StdRng::seed_from_u64(config.seed);
-    let mut towers = initial(data, config, &mut rng)?;
-    let sampler = Sampler::new(data, config)?;
+    let mut towers = init::towers(data, config, &mut rng);
+    let mut trainer = Trainer {
+        data,
+        config,
+        sampler: Sampler::new(data, config)?,
+        optimisers: Optimisers::new(&towers, config),
+        work: Workspace::new(&towers, config),
+        step: 0,
+    };
     if config.threads <= 1 {
-        run(data, config, &sampler, &mut towers, &mut rng, observer)?;
+        trainer.run(&mut towers, &mut rng, observer)?;
     } else {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build();
-        let pool = pool.map_err(|e| Error::Config {
-            key: "threads",
-            found: format!("{} ({e})", config.threads),
-            rule: "a number of threads that the system grants",
-        })?;
-        pool.install(|| run(data, config, &sampler, &mut towers, &mut rng, observer))?;
+        let pool = pool.map_err(|_| Error::Threads { found: config.threads })?;
+        pool.install(|| trainer.run(&mut towers, &mut rng, observer))?;
     }
     towers.version = towers.fingerprint();
     Ok(towers)
@@ -163,79 +170,120 @@ pub fn rows_of(
     rows
 }
 
-fn run(
-    data: &Data,
-    config: &Config,
-    sampler: &Sampler,
-    towers: &mut Towers,
-    rng: &mut StdRng,
-    observer: &mut dyn Observer,
-) -> Result<(), Error> {
-    let mut work = Workspace::new(towers, config);
-    let mut item_optimiser = AdamW::new(towers.item.params.len(), config.weight_decay);
-    let mut user_optimiser = AdamW::new(towers.user.params.len(), config.weight_decay);
-    let mut scale_optimiser = AdamW::new(1, 0.0);
-    let mut tables: Vec<RowAdagrad> = towers.tables.iter().map(RowAdagrad::new).collect();
-    let mut best: Option<(f64, Towers)> = None;
-    let mut epochs_since_best = 0;
-    let steps_an_epoch = sampler.batches_an_epoch() as u64;
-    let steps_max = steps_an_epoch * u64::from(config.epochs_max);
-    let mut step = 0;
-    for epoch in 0..config.epochs_max {
+/// Weights, their optimisers and where they stand.
+struct Trainer<'a> {
+    data: &'a Data<'a>,
+    config: &'a Config,
+    sampler: Sampler<'a>,
+    optimisers: Optimisers,
+    work: Workspace,
+    step: u64,
+}
+
+impl Trainer<'_> {
+    /// All epochs; the towers are left as the best-judged epoch made them.
+    fn run(
+        &mut self,
+        towers: &mut Towers,
+        rng: &mut StdRng,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        let mut best: Option<(f64, Towers)> = None;
+        let mut epochs_since_best = 0;
+        for epoch in 0..self.config.epochs_max {
+            self.epoch(epoch, towers, rng, observer)?;
+            towers.version = towers.fingerprint();
+            let Some(metric) = observer.judge(epoch, towers) else { continue };
+            if best.as_ref().is_none_or(|(found, _)| metric > *found) {
+                best = Some((metric, towers.clone()));
+                epochs_since_best = 0;
+                continue;
+            }
+            epochs_since_best += 1;
+            if epochs_since_best > self.config.patience_epochs {
+                break;
+            }
+        }
+        if let Some((_, found)) = best {
+            *towers = found;
+        }
+        Ok(())
+    }
+
+    fn epoch(
+        &mut self,
+        epoch: u32,
+        towers: &mut Towers,
+        rng: &mut StdRng,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
         let started = std::time::Instant::now();
+        let steps_an_epoch = self.sampler.batches_an_epoch() as u64;
+        let steps_max = steps_an_epoch * u64::from(self.config.epochs_max);
         let (mut loss, mut weight, mut samples) = (0.0, 0.0, 0u64);
-        let plan = sampler.epoch(rng);
+        let plan = self.sampler.epoch(rng);
         for (index, span) in plan.iter().enumerate() {
-            sampler.fill(data, towers, span, rng, &mut work.batch);
-            let found = step::loss_and_gradients(data, towers, &mut work);
+            self.sampler.fill(towers, span, rng, &mut self.work.batch);
+            let found = step::loss_and_gradients(self.data, towers, &mut self.work);
             if !found.loss.is_finite() {
-                return Err(Error::Diverged { epoch, step });
+                return Err(Error::Diverged { epoch, step: self.step });
             }
             loss += found.loss * found.weight;
             weight += found.weight;
-            samples += work.batch.targets.len() as u64;
-            let rate = schedule(step, steps_max);
-            let dense_rate = config.learning_rate * rate;
-            item_optimiser.step(owned(&mut towers.item.params), &work.grads.item, dense_rate);
-            user_optimiser.step(owned(&mut towers.user.params), &work.grads.user, dense_rate);
-            if config.learn_scale {
-                let mut log_scale = [work.log_scale];
-                scale_optimiser.step(&mut log_scale, &[work.grads.log_scale], dense_rate);
-                work.log_scale = log_scale[0].clamp(0.0, 4.6);
-            }
-            let table_rate = config.table_learning_rate * rate;
-            for ((table, optimiser), gradient) in
-                towers.tables.iter_mut().zip(&mut tables).zip(&mut work.grads.tables)
-            {
-                optimiser.step(owned(&mut table.values), gradient, table_rate);
-            }
-            step += 1;
+            samples += self.work.batch.targets.len() as u64;
+            let share = schedule(self.step, steps_max);
+            self.optimisers.step(self.config, share, towers, &mut self.work);
+            self.step += 1;
             if index % 32 == 31 || index + 1 == plan.len() {
                 observer.progress(&Progress {
                     epoch,
-                    step,
+                    step: self.step,
                     steps_an_epoch,
                     loss: loss / weight,
                     samples_per_s: samples as f64 / started.elapsed().as_secs_f64(),
                 });
             }
         }
-        towers.version = towers.fingerprint();
-        let Some(metric) = observer.judge(epoch, towers) else { continue };
-        if best.as_ref().is_none_or(|(found, _)| metric > *found) {
-            best = Some((metric, towers.clone()));
-            epochs_since_best = 0;
-        } else {
-            epochs_since_best += 1;
-            if epochs_since_best > config.patience_epochs {
-                break;
-            }
+        Ok(())
+    }
+}
+
+/// One optimiser a parameter group.
+struct Optimisers {
+    item: AdamW,
+    user: AdamW,
+    scale: AdamW,
+    tables: Vec<RowAdagrad>,
+}
+
+impl Optimisers {
+    fn new(towers: &Towers, config: &Config) -> Self {
+        Self {
+            item: AdamW::new(towers.item.params.len(), config.weight_decay),
+            user: AdamW::new(towers.user.params.len(), config.weight_decay),
+            scale: AdamW::new(1, 0.0),
+            tables: towers.tables.iter().map(RowAdagrad::new).collect(),
         }
     }
-    if let Some((_, found)) = best {
-        *towers = found;
+
+    /// Moves all weights along the workspace's gradients, which are spent then.
+    fn step(&mut self, config: &Config, share: f32, towers: &mut Towers, work: &mut Workspace) {
+        let rate = config.learning_rate * share;
+        self.item.step(owned(&mut towers.item.params), &work.grads.item, rate);
+        self.user.step(owned(&mut towers.user.params), &work.grads.user, rate);
+        if config.learn_scale {
+            let mut log_scale = [work.log_scale];
+            self.scale.step(&mut log_scale, &[work.grads.log_scale], rate);
+            work.log_scale = log_scale[0].clamp(0.0, LOG_SCALE_MAX);
+        }
+        let rate = config.table_learning_rate * share;
+        let gradients = work.grads.tables.iter_mut();
+        for ((table, optimiser), gradient) in
+            towers.tables.iter_mut().zip(&mut self.tables).zip(gradients)
+        {
+            optimiser.step(owned(&mut table.values), gradient, rate);
+        }
     }
-    Ok(())
 }
 
 /// Share of the learning rate at `step`: a short warm-up, then linear to a twentieth.
@@ -253,194 +301,13 @@ fn owned(column: &mut Column<f32>) -> &mut Vec<f32> {
     }
 }
 
-/// Fresh towers: id rows by frequency, He-initialised layers, small random rows.
-fn initial(data: &Data, config: &Config, rng: &mut StdRng) -> Result<Towers, Error> {
-    let (id_row, id_rows) = assign_id_rows(data, config);
-    let shape = Shape {
-        dim: config.dim,
-        id_dim: config.id_dim,
-        code_dim_max: config.code_dim_max,
-        hidden: config.hidden.clone(),
-        history_max: config.history_max,
-        pool_half_lives_events: config.pool_half_lives_events.clone(),
-        separate_history_tables: config.separate_history_tables,
-        items: data.items as u32,
-        id_rows,
-        item_codes: data.item_code_cardinalities.to_vec(),
-        user_codes: data.user_code_cardinalities.to_vec(),
-        item_dense: data.item_dense as u32,
-        user_dense: data.user_dense as u32,
-    };
-    let layout = shape.layout();
-    let mut normal = |deviation: f32| {
-        let z: f32 = StandardNormal.sample(rng);
-        z * deviation
-    };
-    let tables = layout
-        .tables
-        .iter()
-        .map(|&(rows, dim)| Table {
-            dim,
-            values: (0..rows * dim).map(|_| normal(0.1)).collect::<Vec<f32>>().into(),
-        })
-        .collect();
-    let mut network = |input: usize| {
-        let sizes = shape.sizes(input);
-        let mut params = Vec::with_capacity(Mlp::param_count(&sizes));
-        for pair in sizes.windows(2) {
-            let deviation = (2.0 / pair[0] as f32).sqrt();
-            params.extend((0..pair[0] * pair[1]).map(|_| normal(deviation)));
-            params.extend(std::iter::repeat_n(0.0, pair[1]));
-        }
-        Mlp { sizes, params: params.into() }
-    };
-    let (item, user) = (network(layout.item_input), network(layout.user_input));
-    let code_rows = |(at, &code): (usize, &u32)| {
-        let column = at % shape.item_codes.len();
-        Towers::code_row(code, shape.item_codes[column]) as u16
-    };
-    let item_code_row: Vec<u16> = data.item_codes.iter().enumerate().map(code_rows).collect();
-    let all_dense = data.snapshots.iter().flat_map(|values| values.iter());
-    Ok(Towers {
-        item,
-        user,
-        item_standard: standard(all_dense, data.item_dense),
-        user_standard: standard(data.row_dense.iter(), data.user_dense),
-        id_row: id_row.into(),
-        item_code_row: item_code_row.into(),
-        version: String::new(),
-        tables,
-        layout,
-        shape,
-    })
-}
-
-/// Items seen at least `id_min_count` times in the rows' events, the most frequent first, get a
-/// row of their own as long as there are rows.
-fn assign_id_rows(data: &Data, config: &Config) -> (Vec<u32>, u32) {
-    let mut count = vec![0u32; data.items];
-    for row in data.rows {
-        for item in &data.event_items[row.begin as usize..row.end as usize] {
-            count[item.row()] += 1;
-        }
-    }
-    let mut order: Vec<u32> = (0..data.items as u32).collect();
-    order.retain(|&item| count[item as usize] >= config.id_min_count.max(1));
-    order.sort_by_key(|&item| (std::cmp::Reverse(count[item as usize]), item));
-    order.truncate(config.id_rows_max.saturating_sub(1) as usize);
-    let mut id_row = vec![0; data.items];
-    for (row, &item) in order.iter().enumerate() {
-        id_row[item as usize] = row as u32 + 1;
-    }
-    (id_row, order.len() as u32 + 1)
-}
-
-fn standard<'a>(values: impl Iterator<Item = &'a f32>, width: usize) -> Standard {
-    let mut sums = vec![(0.0f64, 0.0f64, 0.0f64); width];
-    for (at, &raw) in values.enumerate() {
-        let value = f64::from(signed_log(raw));
-        if value.is_finite() {
-            let sum = &mut sums[at % width];
-            *sum = (sum.0 + 1.0, sum.1 + value, sum.2 + value * value);
-        }
-    }
-    let mean = |&(n, sum, _): &(f64, f64, f64)| if n > 0.0 { (sum / n) as f32 } else { 0.0 };
-    let inverse = |&(n, sum, squares): &(f64, f64, f64)| {
-        let variance = if n > 0.0 { squares / n - (sum / n) * (sum / n) } else { 0.0 };
-        if variance > 1e-12 { (1.0 / variance.sqrt()) as f32 } else { 1.0 }
-    };
-    Standard {
-        mean: sums.iter().map(mean).collect::<Vec<_>>().into(),
-        inverse: sums.iter().map(inverse).collect::<Vec<_>>().into(),
-    }
-}
-
-fn check_config(config: &Config) -> Result<(), Error> {
-    let refuse = |key, found: String, rule| Err(Error::Config { key, found, rule });
-    if config.dim == 0 || config.dim % 32 != 0 || config.dim > 1024 {
-        return refuse("dim", config.dim.to_string(), "a multiple of 32 up to 1024");
-    }
-    if config.id_dim == 0 || config.id_dim > 1024 {
-        return refuse("id_dim", config.id_dim.to_string(), "between 1 and 1024");
-    }
-    if config.hidden.iter().any(|&width| width == 0 || width > 8192) {
-        return refuse("hidden", format!("{:?}", config.hidden), "widths between 1 and 8192");
-    }
-    if config.history_max == 0 || config.history_max > 10_000 {
-        return refuse("history_max", config.history_max.to_string(), "between 1 and 10000");
-    }
-    let lives = &config.pool_half_lives_events;
-    if lives.is_empty() || lives.len() > 8 || lives.iter().any(|&life| !(life > 0.0)) {
-        let rule = "one to eight numbers above 0 (inf counts all events alike)";
-        return refuse("pool_half_lives_events", format!("{lives:?}"), rule);
-    }
-    if config.batch_rows < 2 {
-        return refuse("batch_rows", config.batch_rows.to_string(), "at least 2");
-    }
-    if !(config.scale > 0.0 && config.scale <= 100.0) {
-        return refuse("scale", config.scale.to_string(), "above 0, at most 100");
-    }
-    if !(0.0..1.0).contains(&config.id_dropout) {
-        return refuse("id_dropout", config.id_dropout.to_string(), "in [0, 1)");
-    }
-    if !(config.half_life_days > 0.0) {
-        return refuse("half_life_days", config.half_life_days.to_string(), "above 0 (inf: off)");
-    }
-    Ok(())
-}
-
-impl Data<'_> {
-    fn check(&self) -> Result<(), Error> {
-        let users = self.user_offsets.len().saturating_sub(1);
-        let events = self.event_items.len();
-        let item_codes = self.items * self.item_code_cardinalities.len();
-        let last = self.user_offsets.last().map_or(0, |&last| last as usize);
-        let user_codes = users * self.user_code_cardinalities.len();
-        let row_dense = self.rows.len() * self.user_dense;
-        for (what, found, expected) in [
-            ("item_codes", self.item_codes.len(), item_codes),
-            ("user_codes", self.user_codes.len(), user_codes),
-            ("event_weights", self.event_weights.len(), events),
-            ("user_offsets (last)", last, events),
-            ("row_dense", self.row_dense.len(), row_dense),
-        ] {
-            if found != expected {
-                return Err(Error::Data { what, found, expected });
-            }
-        }
-        for snapshot in self.snapshots {
-            let expected = self.items * self.item_dense;
-            if snapshot.len() != expected {
-                return Err(Error::Data { what: "a snapshot", found: snapshot.len(), expected });
-            }
-        }
-        let range = |what, found: u64, limit: u64| {
-            if found < limit { Ok(()) } else { Err(Error::DataRange { what, found, limit }) }
-        };
-        for &cardinality in self.item_code_cardinalities {
-            range("codes of an item column", cardinality.into(), u16::MAX.into())?;
-        }
-        for item in self.event_items {
-            range("item", item.0.into(), self.items as u64)?;
-        }
-        for row in self.rows {
-            range("user", row.user.into(), users as u64)?;
-            range("snapshot", row.snapshot.into(), self.snapshots.len() as u64)?;
-            range("begin of a row", row.begin.into(), u64::from(row.end).max(1))?;
-            range("end of a row", row.end.into(), u64::from(self.user_offsets[row.user as usize + 1]) + 1)?;
-            range("user's first event", self.user_offsets[row.user as usize].into(), u64::from(row.begin) + 1)?;
-        }
-        Ok(())
-    }
-}
-
 /// Encodes every item with the dense features of one snapshot; `items x dim`.
 pub fn encode_all(towers: &Towers, codes: &[u32], dense: &[f32]) -> Vec<f32> {
     let (columns, width) = (towers.shape.item_codes.len(), towers.shape.item_dense as usize);
-    let mut scratch: Scratch = towers.scratch();
+    let mut scratch = towers.scratch();
     let mut out = vec![0.0; towers.shape.items as usize * towers.dim()];
     for (item, vector) in out.chunks_exact_mut(towers.dim()).enumerate() {
-        let input = super::ItemInput {
+        let input = ItemInput {
             item: ItemIdx(item as u32),
             codes: &codes[item * columns..(item + 1) * columns],
             dense: &dense[item * width..(item + 1) * width],
