@@ -196,7 +196,7 @@ fn stages(files: &[Source]) -> Vec<String> {
     names.dedup();
     let mut found = Vec::new();
     for file in files.iter().filter(|f| f.is_rust_in("src/")) {
-        let mut named: Vec<&str> = Vec::new();
+        let mut used: Vec<&str> = Vec::new();
         for (at, word) in words(&file.code).filter(|(_, word)| names.contains(word)) {
             match stage_of(file) {
                 Some(own) if own != word => found.push(file.at(
@@ -210,10 +210,10 @@ fn stages(files: &[Source]) -> Vec<String> {
                 None => {
                     let path = file.code[at + word.len()..].starts_with("::")
                         || file.code[..at].ends_with("::");
-                    if path && !named.contains(&word) {
-                        named.push(word);
+                    if path && !used.contains(&word) {
+                        used.push(word);
                     }
-                    if named.len() == STAGES && path {
+                    if used.len() == STAGES && path {
                         found.push(file.at(
                             at,
                             "names all six stages: only pipeline/mod.rs puts them together",

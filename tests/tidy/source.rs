@@ -227,7 +227,7 @@ fn literal_end(bytes: &[u8], at: usize) -> Option<usize> {
         return Some(after(b"*/", 2));
     }
     let in_word = at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_');
-    if rest[0] == b'r' && !in_word || rest.starts_with(b"br") && !in_word {
+    if !in_word && (rest[0] == b'r' || rest.starts_with(b"br")) {
         let hashes_from = if rest[0] == b'b' { 2 } else { 1 };
         let hashes = rest[hashes_from..].iter().take_while(|&&b| b == b'#').count();
         if rest.get(hashes_from + hashes) == Some(&b'"') {
