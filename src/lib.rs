@@ -13,11 +13,12 @@
 //!         forest      LightGBM models, evaluated here
 //!         towers      user and item encoders
 //!         features    the schema and the only code that fills a row
-//! tier 0  types, sections (the file container), kernels (SIMD), ffi (memory maps, LightGBM)
+//! tier 0  types, sections (the file container), ids, kernels (SIMD), ffi (memory maps, LightGBM)
 //! ```
 //! A module imports lower tiers only; `tests/tidy.rs` checks it. ARCHITECTURE.md tells the rest.
 
 pub mod ffi;
+pub mod ids;
 pub mod kernels;
 pub mod sections;
 pub mod types;

@@ -1,1 +1,249 @@
 //! One immutable, versioned directory with everything that a version needs.
+//!
+//! ```text
+//! bundles/<version>/  items.bin  users.bin  index.bin  towers.bin  ranker.txt
+//!                     features.toml  dictionaries.json  report.json  manifest.json (last)
+//! ```
+//! Invariant: an opened [`Bundle`] fits together. The ranker's columns are the schema's, every
+//! column that schema and towers read exists, the index holds one vector an item; anything else
+//! is refused on opening with the difference. This module does not know requests.
+
+mod manifest;
+mod registry;
+
+use std::path::{Path, PathBuf};
+
+pub use manifest::{
+    Error as ManifestError, FILE_NAME as MANIFEST_FILE, FORMAT_VERSION, FileEntry, Manifest,
+    TowerInputs,
+};
+pub use registry::{Config, Error as RegistryError, Registry, Rollout};
+
+use crate::features::{Dictionaries, Plan, PlanError, Schema, SchemaError, UserRow, UserTable};
+use crate::forest::{self, Forest};
+use crate::index::{self, Index, IvfIndex};
+use crate::sections;
+use crate::store::items::{self, Items};
+use crate::towers::{self, MISSING, Towers, UserInput};
+use crate::types::ItemIdx;
+
+/// File names inside a bundle.
+pub mod files {
+    pub const ITEMS: &str = "items.bin";
+    pub const USERS: &str = "users.bin";
+    pub const INDEX: &str = "index.bin";
+    pub const TOWERS: &str = "towers.bin";
+    pub const RANKER: &str = "ranker.txt";
+    pub const FEATURES: &str = "features.toml";
+    pub const DICTIONARIES: &str = "dictionaries.json";
+    pub const REPORT: &str = "report.json";
+    /// All of them, in the order in which a bundle is opened.
+    pub const ALL: [&str; 8] =
+        [FEATURES, DICTIONARIES, ITEMS, USERS, INDEX, TOWERS, RANKER, REPORT];
+}
+
+/// Everything that serves one version.
+pub struct Bundle {
+    pub manifest: Manifest,
+    pub schema: Schema,
+    pub plan: Plan,
+    pub dictionaries: Dictionaries,
+    pub items: Items,
+    pub users: UserTable,
+    pub index: Box<dyn Index>,
+    pub towers: Towers,
+    pub ranker: Forest,
+    tower_user: TowerUser,
+}
+
+/// Why a bundle was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {source}")]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("{path}: {source}")]
+    Schema { path: PathBuf, source: SchemaError },
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Items(#[from] items::Error),
+    #[error(transparent)]
+    Users(#[from] sections::Error),
+    #[error(transparent)]
+    Index(#[from] index::Error),
+    #[error(transparent)]
+    Towers(#[from] towers::Error),
+    #[error("{path}: {source}")]
+    Ranker { path: PathBuf, source: forest::Error },
+    #[error("the manifest lists no {name}; the bundle is incomplete")]
+    Missing { name: &'static str },
+    #[error("features.toml has fingerprint {found}, the manifest {expected}: not one bundle")]
+    Fingerprint { found: String, expected: String },
+    #[error("towers.bin has version {found}, the manifest {expected}: not one bundle")]
+    TowerVersion { found: String, expected: String },
+    #[error("column {at} of the ranker is `{ranker}`, of features.toml `{schema}`: retrain it")]
+    RankerColumn { at: usize, ranker: String, schema: String },
+    #[error("the ranker has {ranker} columns, features.toml {schema}: retrain it")]
+    RankerColumns { ranker: usize, schema: usize },
+    #[error("{what}: {found}, but items.bin has {items} items: not one bundle")]
+    Size { what: &'static str, found: usize, items: usize },
+    #[error("the towers read `{column}`, which users.bin does not have")]
+    TowerColumn { column: String },
+}
+
+impl Bundle {
+    /// Opens a bundle directory and checks that its parts fit; `verify` also compares every
+    /// checksum, which reads every byte.
+    pub fn open(dir: &Path, verify: bool, recall_target: f64) -> Result<Self, Error> {
+        let manifest = Manifest::open(dir, verify)?;
+        for name in files::ALL {
+            if !manifest.files.contains_key(name) {
+                return Err(Error::Missing { name });
+            }
+        }
+        let schema = open_schema(dir)?;
+        let (found, expected) = (schema.fingerprint(), &manifest.schema_fingerprint);
+        if found != expected {
+            let (found, expected) = (found.to_owned(), expected.clone());
+            return Err(Error::Fingerprint { found, expected });
+        }
+        let path = dir.join(files::DICTIONARIES);
+        let dictionaries = serde_json::from_str(&read(&path)?)
+            .map_err(|source| Error::Json { path, source })?;
+        let items = Items::open(&dir.join(files::ITEMS))?;
+        let users = UserTable::open(&dir.join(files::USERS), items.len())?;
+        let index = IvfIndex::open(&dir.join(files::INDEX), recall_target)?;
+        let towers = Towers::open(&dir.join(files::TOWERS))?;
+        if towers.version() != manifest.tower_version {
+            let (found, expected) = (towers.version().to_owned(), manifest.tower_version.clone());
+            return Err(Error::TowerVersion { found, expected });
+        }
+        let sizes = [
+            ("vectors in index.bin", index.len()),
+            ("items of towers.bin", towers.shape().items as usize),
+        ];
+        if let Some(&(what, found)) = sizes.iter().find(|(_, found)| *found != items.len()) {
+            return Err(Error::Size { what, found, items: items.len() });
+        }
+        let ranker = open_ranker(dir, &schema)?;
+        let plan = Plan::new(&schema, &users, items.columns())?;
+        let tower_user = TowerUser::new(&manifest.tower_inputs, users.columns())?;
+        let index = Box::new(index);
+        Ok(Self {
+            manifest,
+            schema,
+            plan,
+            dictionaries,
+            items,
+            users,
+            index,
+            towers,
+            ranker,
+            tower_user,
+        })
+    }
+
+    /// The user's vector from a history (oldest first) and what the user table knows.
+    pub fn encode_user(
+        &self,
+        user: UserRow,
+        history: &[ItemIdx],
+        scratch: &mut EncodeScratch,
+        out: &mut [f32],
+    ) {
+        self.tower_user.encode(&self.towers, user, history, scratch, out);
+    }
+
+    /// Space for [`Bundle::encode_user`].
+    pub fn encode_scratch(&self) -> EncodeScratch {
+        EncodeScratch::new(&self.towers)
+    }
+}
+
+/// Which columns of a user table feed the user tower.
+#[derive(Clone, Debug)]
+pub struct TowerUser {
+    codes: Vec<usize>,
+    dense: Vec<usize>,
+}
+
+/// Space for encoding users; one a thread.
+pub struct EncodeScratch {
+    towers: towers::Scratch,
+    codes: Vec<u32>,
+    dense: Vec<f32>,
+}
+
+impl EncodeScratch {
+    /// Space for the encoders of these towers.
+    pub fn new(towers: &Towers) -> Self {
+        Self { towers: towers.scratch(), codes: Vec::new(), dense: Vec::new() }
+    }
+}
+
+impl TowerUser {
+    /// Finds the columns in a user table.
+    pub fn new(inputs: &TowerInputs, columns: &[String]) -> Result<Self, Error> {
+        let find = |names: &[String]| {
+            let position = |name: &String| {
+                let at = columns.iter().position(|column| column == name);
+                at.ok_or_else(|| Error::TowerColumn { column: name.clone() })
+            };
+            names.iter().map(position).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self { codes: find(&inputs.user_codes)?, dense: find(&inputs.user_dense)? })
+    }
+
+    /// Encodes a user of that table into `out`.
+    pub fn encode(
+        &self,
+        towers: &Towers,
+        user: UserRow,
+        history: &[ItemIdx],
+        scratch: &mut EncodeScratch,
+        out: &mut [f32],
+    ) {
+        let EncodeScratch { towers: space, codes, dense } = scratch;
+        codes.clear();
+        codes.extend(self.codes.iter().map(|&at| code(user.value(at))));
+        dense.clear();
+        dense.extend(self.dense.iter().map(|&at| user.value(at)));
+        towers.encode_user(&UserInput { history, codes, dense }, space, out);
+    }
+}
+
+/// A category code of a column as the towers want it.
+pub fn code(value: f32) -> u32 {
+    if value.is_nan() { MISSING } else { value as u32 }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+fn open_schema(dir: &Path) -> Result<Schema, Error> {
+    let path = dir.join(files::FEATURES);
+    Schema::parse(&read(&path)?).map_err(|source| Error::Schema { path, source })
+}
+
+fn open_ranker(dir: &Path, schema: &Schema) -> Result<Forest, Error> {
+    let path = dir.join(files::RANKER);
+    let ranker =
+        Forest::parse(&read(&path)?).map_err(|source| Error::Ranker { path, source })?;
+    let (names, features) = (ranker.feature_names(), schema.features());
+    if names.len() != features.len() {
+        let (ranker, schema) = (names.len(), features.len());
+        return Err(Error::RankerColumns { ranker, schema });
+    }
+    for (at, (name, feature)) in names.iter().zip(features).enumerate() {
+        if *name != feature.name {
+            let (ranker, schema) = (name.clone(), feature.name.clone());
+            return Err(Error::RankerColumn { at, ranker, schema });
+        }
+    }
+    Ok(ranker)
+}

@@ -1,1 +1,62 @@
 //! One request: six stages that meet in the context.
+//!
+//! ```text
+//! s1_user_embedding   cache -> Redis -> encode with the user tower -> cold-start vector
+//! s2_candidates       approximate nearest neighbours, filters inside the search
+//! s3_features         user | context once, item | cross for every candidate
+//! s4_ranking          the forest over all candidates
+//! s5_rules            safety, duplicates, freshness, at most so many a category
+//! s6_response         titles, prices, reasons
+//! ```
+//! Invariants: a request takes one bundle at entry; s3 and s4 keep every candidate and its order,
+//! only s5 drops, and what is dropped carries its reason; stages never import one another. The
+//! safety filter of s5 has no fallback. This module knows no HTTP.
+
+mod answer;
+mod context;
+mod deadline;
+mod engine;
+mod region;
+mod s1_user_embedding;
+mod s2_candidates;
+mod s3_features;
+mod s4_ranking;
+mod s5_rules;
+mod s6_response;
+#[cfg(test)]
+mod tests;
+
+use serde::Deserialize;
+
+pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
+pub use context::{Context, Inputs, Scratch};
+pub use deadline::Deadline;
+pub use engine::{Engine, Error, HistoryItem, Parts, Request};
+pub use region::{Config as RegionConfig, Location};
+pub use s5_rules::Config as RulesConfig;
+
+/// Section `[pipeline]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How many candidates s2 asks for.
+    pub candidates: usize,
+    /// How long a request may take in all, milliseconds.
+    pub deadline_ms: u64,
+    /// What s4 needs, microseconds: with less left it is skipped and retrieval's order stands.
+    pub ranking_min_us: u64,
+    /// Names the configuration in answers and logs.
+    pub variant: String,
+    /// The clock starts at this moment (RFC 3339) when the engine does; empty is the real time.
+    pub clock_starts_at: String,
+}
+
+/// Runs s2 to s6 over what s1 found, each stage timed.
+pub fn run(cx: &mut Context, timings: &mut Timings) -> Answer {
+    timings.measure(0, || s1_user_embedding::run(cx));
+    timings.measure(1, || s2_candidates::run(cx));
+    timings.measure(2, || s3_features::run(cx));
+    timings.measure(3, || s4_ranking::run(cx));
+    timings.measure(4, || s5_rules::run(cx));
+    timings.measure(5, || s6_response::run(cx))
+}

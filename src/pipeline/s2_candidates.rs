@@ -1,0 +1,37 @@
+//! s2: the nearest items that pass the filters.
+//!
+//! In stock, region and recently shown act inside the search, so that filtered-out items cost no
+//! candidate.
+
+use super::Context;
+use super::answer::Reason;
+use crate::features::Candidate;
+use crate::index::Filter;
+
+/// Fills the candidates, best first.
+pub fn run(cx: &mut Context) {
+    let allowed = cx.bundle.items.eligible(cx.inputs.region);
+    let filter = Filter { allowed: Some(allowed), excluded: &cx.inputs.shown };
+    let scratch = &mut *cx.scratch;
+    cx.bundle.index.search(
+        &scratch.vector,
+        cx.config.candidates,
+        &filter,
+        &mut scratch.search,
+        &mut scratch.hits,
+    );
+    scratch.candidates.clear();
+    scratch.candidates.extend(scratch.hits.iter().enumerate().map(|(rank, hit)| Candidate {
+        item: hit.item,
+        similarity: hit.score,
+        retrieval_rank: rank as f32,
+        retrieval_score: hit.score,
+    }));
+    if scratch.candidates.len() < cx.inputs.num_items {
+        let count = scratch.candidates.len();
+        let region = cx.inputs.region.map(|at| cx.bundle.items.regions()[at].as_str());
+        let place = region.map_or(String::new(), |name| format!(" in region `{name}`"));
+        let text = format!("only {count} items are in stock{place} and not shown lately");
+        cx.reasons.push(Reason { code: "few_eligible_items", count, text });
+    }
+}

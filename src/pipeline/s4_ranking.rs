@@ -1,0 +1,43 @@
+//! s4: the forest's score of every candidate.
+//!
+//! Fallback: with too little time left, or a score that is not a number, retrieval's order stands
+//! and the answer says `ranking`.
+
+use std::time::Duration;
+
+use super::Context;
+use super::context::Ranked;
+use crate::forest::Matrix;
+
+/// Fills the ranked list, parallel to the candidates; keeps every candidate and its order.
+pub fn run(cx: &mut Context) {
+    let needed = Duration::from_micros(cx.config.ranking_min_us);
+    let ranked_ok = cx.deadline.allows(needed) && score(cx);
+    let scratch = &mut *cx.scratch;
+    scratch.ranked.clear();
+    if ranked_ok {
+        let ranker = &cx.bundle.ranker;
+        let scores = scratch.candidates.iter().zip(&scratch.raw);
+        scratch.ranked.extend(
+            scores.map(|(c, &raw)| Ranked { item: c.item, score: ranker.probability(raw) as f32 }),
+        );
+    } else {
+        let by_similarity = |c: &crate::features::Candidate| Ranked {
+            item: c.item,
+            score: c.similarity,
+        };
+        scratch.ranked.extend(scratch.candidates.iter().map(by_similarity));
+        cx.degrade("ranking");
+    }
+}
+
+fn score(cx: &mut Context) -> bool {
+    let scratch = &mut *cx.scratch;
+    let rows = scratch.candidates.len();
+    scratch.raw.clear();
+    scratch.raw.resize(rows, 0.0);
+    let matrix =
+        Matrix { constants: &scratch.constants, columns: &scratch.columns, rows };
+    cx.bundle.ranker.score(&matrix, &mut scratch.raw);
+    scratch.raw.iter().all(|raw| raw.is_finite())
+}

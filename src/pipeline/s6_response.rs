@@ -1,0 +1,27 @@
+//! s6: what the caller shows. Display strings are read for the chosen items only.
+
+use super::Context;
+use super::answer::{Answer, AnswerItem, Timings};
+
+/// Makes the answer; its timings are the caller's to set.
+pub fn run(cx: &mut Context) -> Answer {
+    let items = &cx.bundle.items;
+    let item = |r: &super::context::Ranked| AnswerItem {
+        item_id: items.ids().id(r.item.0).to_owned(),
+        title: items.title(r.item).map(str::to_owned),
+        category: items.category(r.item).map(str::to_owned),
+        price: items.price(r.item),
+        thumbnail: items.image_url(r.item).map(str::to_owned),
+        score: r.score,
+        source: "ann",
+    };
+    Answer {
+        request_id: cx.inputs.request_id.clone(),
+        bundle_version: cx.bundle.manifest.bundle_version.clone(),
+        variant: cx.config.variant.clone(),
+        items: cx.scratch.ranked.iter().map(item).collect(),
+        degraded: std::mem::take(&mut cx.degraded),
+        reasons: std::mem::take(&mut cx.reasons),
+        timings: Timings::default(),
+    }
+}

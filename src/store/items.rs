@@ -1,0 +1,310 @@
+//! Items in memory: what filters, rules and the answer read of an item, and its feature columns.
+//!
+//! `items.bin` is one section file: ids, feature columns, display strings, filter bitmaps. It is
+//! mapped, so the display strings of ten million items cost memory only when they are shown.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::features::ItemColumns;
+use crate::ids::{IdTable, Strings};
+use crate::index::Bitmap;
+use crate::sections::{self, Column, Sections, SectionsWriter};
+use crate::types::ItemIdx;
+
+/// A label is a bit of a `u64`.
+pub const LABELS_MAX: usize = 64;
+/// One bitmap a region is kept in memory.
+pub const REGIONS_MAX: usize = 4096;
+/// Category code of an item without a category.
+const NO_CATEGORY: u32 = u32::MAX;
+/// Creation time of an item without one.
+const NO_TIME: i64 = i64::MIN;
+
+/// What the day knows of one item; input of [`Items::save`].
+#[derive(Clone, Debug, Default)]
+pub struct ItemRecord {
+    pub id: String,
+    pub title: Option<String>,
+    pub category: Option<String>,
+    /// In the catalogue's currency.
+    pub price: Option<f32>,
+    /// Epoch milliseconds, UTC.
+    pub created_ms: Option<i64>,
+    pub in_stock: bool,
+    pub regions: Vec<String>,
+    pub labels: Vec<String>,
+    pub image_url: Option<String>,
+}
+
+/// All items of a bundle.
+pub struct Items {
+    ids: IdTable,
+    columns: ItemColumns,
+    titles: Strings,
+    images: Strings,
+    categories: Vec<String>,
+    category: Column<u32>,
+    price: Column<f32>,
+    created_ms: Column<i64>,
+    labels: Column<u64>,
+    label_names: Vec<String>,
+    region_names: Vec<String>,
+    in_stock: Bitmap,
+    /// In stock and offered in the region, by region.
+    eligible: Vec<Bitmap>,
+}
+
+/// Why items were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    File(#[from] sections::Error),
+    #[error("{path}: metadata is not JSON: {source}")]
+    Metadata { path: std::path::PathBuf, source: serde_json::Error },
+    #[error("{found} different {what} are over the limit of {max}")]
+    TooMany { what: &'static str, found: usize, max: usize },
+    #[error("{path}: item {row} has category code {code}, the table has {categories}")]
+    Category { path: std::path::PathBuf, row: usize, code: u32, categories: usize },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    columns: Vec<String>,
+    categories: Vec<String>,
+    labels: Vec<String>,
+    regions: Vec<String>,
+}
+
+impl Items {
+    /// Writes `items.bin`: `records` in row order with their feature columns.
+    pub fn save(
+        path: &Path,
+        records: &[ItemRecord],
+        columns: &ItemColumns,
+    ) -> Result<(), Error> {
+        assert_eq!(records.len(), columns.rows(), "one record a row");
+        let categories = names(records.iter().filter_map(|r| r.category.as_ref()));
+        let labels = names(records.iter().flat_map(|r| &r.labels));
+        let regions = names(records.iter().flat_map(|r| &r.regions));
+        limit("labels", labels.len(), LABELS_MAX)?;
+        limit("regions", regions.len(), REGIONS_MAX)?;
+        let position = |all: &[String], one: &String| all.binary_search(one).expect("collected");
+        let mut file = SectionsWriter::create(path, 20 + columns.names().len() + regions.len())?;
+        IdTable::new(records.iter().map(|r| r.id.as_str())).save("item", &mut file)?;
+        text(records, |r| r.title.as_deref()).save("title", &mut file)?;
+        text(records, |r| r.image_url.as_deref()).save("image", &mut file)?;
+        let category = |r: &ItemRecord| {
+            r.category.as_ref().map_or(NO_CATEGORY, |c| position(&categories, c) as u32)
+        };
+        file.write("category", &collect(records, category))?;
+        file.write("price", &collect(records, |r| r.price.unwrap_or(f32::NAN)))?;
+        file.write("created_ms", &collect(records, |r| r.created_ms.unwrap_or(NO_TIME)))?;
+        let bits = |r: &ItemRecord| {
+            r.labels.iter().fold(0u64, |bits, label| bits | 1 << position(&labels, label))
+        };
+        file.write("labels", &collect(records, bits))?;
+        file.write("in_stock", &words(records, |r| r.in_stock))?;
+        for (at, region) in regions.iter().enumerate() {
+            let offered = words(records, |r| r.in_stock && r.regions.contains(region));
+            file.write(&format!("region.{at}"), &offered)?;
+        }
+        columns.save(&mut file)?;
+        let columns = columns.names().to_vec();
+        let metadata = Metadata { columns, categories, labels, regions };
+        file.write("metadata", &serde_json::to_vec(&metadata).expect("lists of names"))?;
+        Ok(file.finish()?)
+    }
+
+    /// Maps what [`Items::save`] wrote and checks that the parts fit.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let file = Sections::open(path)?;
+        let metadata: Metadata = serde_json::from_slice(&file.get::<u8>("metadata")?)
+            .map_err(|source| Error::Metadata { path: path.to_owned(), source })?;
+        limit("labels", metadata.labels.len(), LABELS_MAX)?;
+        limit("regions", metadata.regions.len(), REGIONS_MAX)?;
+        let ids = IdTable::open("item", &file)?;
+        let n = ids.len();
+        let category: Column<u32> = file.get_exact("category", n)?;
+        let categories = metadata.categories.len();
+        let bad = |&(_, &code): &(usize, &u32)| code != NO_CATEGORY && code as usize >= categories;
+        if let Some((row, &code)) = category.iter().enumerate().find(bad) {
+            return Err(Error::Category { path: path.to_owned(), row, code, categories });
+        }
+        let bitmap = |name: &str| -> Result<Bitmap, Error> {
+            let words = file.get_exact::<u64>(name, n.div_ceil(64))?;
+            Ok(Bitmap::from_words(n, words.to_vec()))
+        };
+        Ok(Self {
+            columns: ItemColumns::open(n, metadata.columns, &file)?,
+            titles: Strings::open("title", &file)?,
+            images: Strings::open("image", &file)?,
+            categories: metadata.categories,
+            category,
+            price: file.get_exact("price", n)?,
+            created_ms: file.get_exact("created_ms", n)?,
+            labels: file.get_exact("labels", n)?,
+            label_names: metadata.labels,
+            in_stock: bitmap("in_stock")?,
+            eligible: (0..metadata.regions.len())
+                .map(|at| bitmap(&format!("region.{at}")))
+                .collect::<Result<_, _>>()?,
+            region_names: metadata.regions,
+            ids,
+        })
+    }
+
+    /// External ids by row.
+    pub fn ids(&self) -> &IdTable {
+        &self.ids
+    }
+
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether the catalogue is empty.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The row of an external id.
+    pub fn find(&self, id: &str) -> Option<ItemIdx> {
+        self.ids.find(id).map(ItemIdx)
+    }
+
+    /// The feature columns.
+    pub fn columns(&self) -> &ItemColumns {
+        &self.columns
+    }
+
+    /// Region names, sorted; a region's position is its index elsewhere.
+    pub fn regions(&self) -> &[String] {
+        &self.region_names
+    }
+
+    /// Items in stock, in a region by position or anywhere.
+    pub fn eligible(&self, region: Option<usize>) -> &Bitmap {
+        region.map_or(&self.in_stock, |at| &self.eligible[at])
+    }
+
+    /// The bits of these labels; a label that no item carries has no bit.
+    pub fn label_bits<'a>(&self, labels: impl IntoIterator<Item = &'a String>) -> u64 {
+        let bit = |label| self.label_names.binary_search(label).map_or(0, |at| 1u64 << at);
+        labels.into_iter().map(bit).fold(0, |bits, bit| bits | bit)
+    }
+
+    /// The labels of an item as bits.
+    #[inline]
+    pub fn labels(&self, item: ItemIdx) -> u64 {
+        self.labels[item.row()]
+    }
+
+    /// The category code of an item.
+    #[inline]
+    pub fn category_code(&self, item: ItemIdx) -> Option<u32> {
+        Some(self.category[item.row()]).filter(|&code| code != NO_CATEGORY)
+    }
+
+    /// Age in days at `now_ms`; `None` without a creation time.
+    #[inline]
+    pub fn age_days(&self, item: ItemIdx, now_ms: i64) -> Option<f64> {
+        let created_ms = self.created_ms[item.row()];
+        (created_ms != NO_TIME)
+            .then(|| (now_ms - created_ms) as f64 / crate::types::DAY_MS as f64)
+    }
+
+    /// What a person is shown.
+    pub fn title(&self, item: ItemIdx) -> Option<&str> {
+        Some(self.titles.get(item.row())).filter(|title| !title.is_empty())
+    }
+
+    /// Category name.
+    pub fn category(&self, item: ItemIdx) -> Option<&str> {
+        self.category_code(item).map(|code| self.categories[code as usize].as_str())
+    }
+
+    /// Price in the catalogue's currency.
+    pub fn price(&self, item: ItemIdx) -> Option<f32> {
+        Some(self.price[item.row()]).filter(|price| !price.is_nan())
+    }
+
+    /// Address of the image.
+    pub fn image_url(&self, item: ItemIdx) -> Option<&str> {
+        Some(self.images.get(item.row())).filter(|url| !url.is_empty())
+    }
+}
+
+fn collect<T>(records: &[ItemRecord], f: impl Fn(&ItemRecord) -> T) -> Vec<T> {
+    records.iter().map(f).collect()
+}
+
+fn text(records: &[ItemRecord], f: impl Fn(&ItemRecord) -> Option<&str>) -> Strings {
+    Strings::new(records.iter().map(|r| f(r).unwrap_or_default()))
+}
+
+fn words(records: &[ItemRecord], f: impl Fn(&ItemRecord) -> bool) -> Vec<u64> {
+    let word = |chunk: &[ItemRecord]| {
+        chunk.iter().enumerate().fold(0u64, |word, (bit, r)| word | u64::from(f(r)) << bit)
+    };
+    records.chunks(64).map(word).collect()
+}
+
+fn names<'a>(values: impl Iterator<Item = &'a String>) -> Vec<String> {
+    values.collect::<std::collections::BTreeSet<_>>().into_iter().cloned().collect()
+}
+
+fn limit(what: &'static str, found: usize, max: usize) -> Result<(), Error> {
+    if found > max { Err(Error::TooMany { what, found, max }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str, regions: &[&str], labels: &[&str], in_stock: bool) -> ItemRecord {
+        let strings = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect();
+        ItemRecord {
+            id: id.into(),
+            in_stock,
+            regions: strings(regions),
+            labels: strings(labels),
+            ..ItemRecord::default()
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_what_a_request_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("items.bin");
+        let mut records = vec![
+            record("a", &["north", "south"], &["alcohol"], true),
+            record("b", &["south"], &[], false),
+            record("c", &[], &["tobacco", "alcohol"], true),
+        ];
+        records[0].title = Some("Ale".into());
+        records[0].category = Some("beer".into());
+        records[0].price = Some(2.5);
+        records[0].created_ms = Some(0);
+        let mut columns = ItemColumns::new(3);
+        columns.insert("items.price", vec![2.5, f32::NAN, 1.0]);
+        Items::save(&path, &records, &columns).unwrap();
+        let items = Items::open(&path).unwrap();
+        let (a, b, c) = (ItemIdx(0), ItemIdx(1), ItemIdx(2));
+        assert_eq!((items.find("b"), items.find("z")), (Some(b), None));
+        assert_eq!(items.regions(), ["north", "south"]);
+        let south = items.eligible(Some(1));
+        assert_eq!((south.get(0), south.get(1)), (true, false), "b is out of stock");
+        assert!(items.eligible(None).get(2) && !items.eligible(Some(0)).get(2));
+        let alcohol = items.label_bits(&["alcohol".to_owned(), "unknown".to_owned()]);
+        assert!(items.labels(a) & alcohol != 0 && items.labels(c) & alcohol != 0);
+        assert_eq!(items.labels(b) & alcohol, 0);
+        assert_eq!((items.title(a), items.title(b)), (Some("Ale"), None));
+        assert_eq!((items.category(a), items.category(c)), (Some("beer"), None));
+        assert_eq!((items.price(a), items.price(b)), (Some(2.5), None));
+        assert_eq!((items.age_days(a, 86_400_000), items.age_days(b, 0)), (Some(1.0), None));
+        assert_eq!(items.columns().get("items.price").unwrap()[2], 1.0);
+    }
+}
