@@ -54,7 +54,7 @@ pub const QUEUE_JOBS_MAX: usize = 1 << 20;
 /// Why an executor cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("executor.threads = {found}: give \"auto\" or a number from 1 to {THREADS_MAX}")]
+    #[error("number of threads {found}: give \"auto\" or a number from 1 to {THREADS_MAX}")]
     Threads { found: String },
     #[error("executor.queue_jobs_max = {found}: give a number from 1 to {QUEUE_JOBS_MAX}")]
     Queue { found: usize },

@@ -131,6 +131,6 @@ fn threads_are_auto_or_a_number() {
     assert_eq!(parse("\"3\"").unwrap().threads, Threads::Exactly(3));
     for wrong in ["0", "\"many\"", "5000"] {
         let error = parse(wrong).unwrap_err().to_string();
-        assert!(error.contains("executor.threads"), "{error}");
+        assert!(error.contains("number of threads"), "{error}");
     }
 }

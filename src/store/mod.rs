@@ -8,6 +8,7 @@
 //! Must not know how an embedding is made or what a stage does with it.
 
 mod embeddings;
+pub mod items;
 mod live;
 mod redis;
 mod users;
