@@ -147,7 +147,7 @@ impl Schema {
     }
 
     /// Every `table.column` and user map that the schema reads, sorted, with its role.
-    pub fn references(&self) -> Vec<(&str, Role)> {
+    fn references(&self) -> Vec<(&str, Role)> {
         let mut all: Vec<(&str, Role)> = self
             .features
             .iter()
@@ -160,6 +160,26 @@ impl Schema {
         all
     }
 
+    /// Every `table.column` that the schema reads, sorted; maps not counted.
+    pub fn columns(&self) -> Vec<&str> {
+        let columns = self.references().into_iter().filter(|&(_, role)| role != Role::Map);
+        let mut names: Vec<&str> = columns.map(|(name, _)| name).collect();
+        names.dedup();
+        names
+    }
+
+    /// Every user map that the schema reads, with the item column that keys it.
+    pub fn maps(&self) -> Vec<(String, String)> {
+        let lookup = |feature: &Feature| match &feature.op {
+            Op::Lookup { map, key } => Some((map.clone(), key.clone())),
+            _ => None,
+        };
+        let mut maps: Vec<_> = self.features.iter().filter_map(lookup).collect();
+        maps.sort_unstable();
+        maps.dedup();
+        maps
+    }
+
     /// Names of the request's context values (`context.device`, ...), sorted: the order of
     /// [`super::RequestInput::context`].
     pub fn context_names(&self) -> Vec<String> {
@@ -168,27 +188,6 @@ impl Schema {
             .filter(|(name, _)| name.starts_with("context."))
             .map(|(name, _)| name.to_owned())
             .collect()
-    }
-
-    /// Columns whose strings are coded by a dictionary.
-    pub fn category_columns(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        for feature in &self.features {
-            match &feature.op {
-                Op::Category { source } => names.push(source.clone()),
-                Op::Equals { source, other } => names.extend([source.clone(), other.clone()]),
-                Op::Lookup { key, .. } => names.push(key.clone()),
-                Op::HistoryCount { of } | Op::HistoryShare { of } | Op::SecondsSinceLast { of }
-                    if of != "item" =>
-                {
-                    names.push(of.clone());
-                }
-                _ => {}
-            }
-        }
-        names.sort_unstable();
-        names.dedup();
-        names
     }
 }
 

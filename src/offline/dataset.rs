@@ -13,8 +13,12 @@ pub struct Event {
     pub user: u32,
     /// Row of the item table.
     pub item: u32,
-    /// Epoch milliseconds, UTC.
+    /// Epoch milliseconds, UTC; of an event without a time, a place in the order.
     pub time_ms: i64,
+    /// Whether `time_ms` is when it happened: imported histories carry an order only.
+    pub timed: bool,
+    /// Whether it counts as a success: what towers learn and histories hold.
+    pub positive: bool,
     /// Position in [`Dataset::kinds`] (impression, click, purchase, ...).
     pub kind: u8,
     /// Revenue or rating; NaN when absent.
@@ -23,10 +27,6 @@ pub struct Event {
     pub label: f32,
     /// Dense request, or `u32::MAX` when the event names none.
     pub request: u32,
-    /// Code of the device in the dictionary `events.device`; NaN when absent.
-    pub device: f32,
-    /// Code of the region in the dictionary `events.region`; NaN when absent.
-    pub region: f32,
 }
 
 /// All events of a run.
@@ -42,7 +42,8 @@ pub struct Dataset {
     pub events: Vec<Event>,
     /// `users.len() + 1` offsets into `events`.
     pub offsets: Vec<u32>,
-    /// Values of the `context_*` columns by column name, parallel to `events`; NaN when absent.
+    /// Codes of the context columns (`context.device`, `context.region`, `context.X` of a column
+    /// `context_X`) by name, parallel to `events`; NaN when absent.
     pub context: Vec<(String, Vec<f32>)>,
 }
 
@@ -93,12 +94,12 @@ mod tests {
             user,
             item,
             time_ms,
+            timed: true,
+            positive: true,
             kind: 0,
             value: nan,
             label: nan,
             request: u32::MAX,
-            device: nan,
-            region: nan,
         }
     }
 
