@@ -1,0 +1,149 @@
+//! Names, descriptions and handles of every metric, registered once so that counting is an
+//! atomic add: no lookup and no allocation in a request.
+
+use metrics::{Counter, Gauge, Histogram, Unit};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use super::labels::{
+    Cache, Dropped, Fallback, Hit, Log, Lost, Refusal, Route, STATUSES, Stage, status_at,
+};
+
+pub const REQUESTS: &str = "shortlist_http_requests_total";
+pub const REQUEST_SECONDS: &str = "shortlist_http_request_seconds";
+pub const STAGE_SECONDS: &str = "shortlist_stage_seconds";
+pub const FALLBACKS: &str = "shortlist_fallbacks_total";
+pub const CACHE: &str = "shortlist_cache_lookups_total";
+pub const CACHE_WRITES_DROPPED: &str = "shortlist_cache_writes_dropped_total";
+pub const CANDIDATES: &str = "shortlist_candidates";
+pub const ITEMS_RETURNED: &str = "shortlist_items_returned_total";
+pub const DROPPED: &str = "shortlist_candidates_dropped_total";
+pub const LOGGED: &str = "shortlist_log_rows_written_total";
+pub const LOST: &str = "shortlist_log_rows_lost_total";
+pub const LOG_QUEUE: &str = "shortlist_log_queue_rows";
+pub const REFUSED: &str = "shortlist_executor_refused_total";
+pub const LOCATION_UNKNOWN: &str = "shortlist_location_unknown_total";
+pub const READY: &str = "shortlist_ready";
+pub const BUNDLE: &str = "shortlist_bundle_info";
+
+/// Candidates come in hundreds, not in seconds, so they have buckets of their own.
+pub const CANDIDATE_BUCKETS: [f64; 9] =
+    [0.0, 20.0, 50.0, 100.0, 200.0, 300.0, 400.0, 500.0, 1000.0];
+
+/// One handle per time series.
+pub struct Handles {
+    requests: Vec<Vec<Counter>>,
+    request_seconds: Vec<Histogram>,
+    stages: Vec<Histogram>,
+    fallbacks: Vec<Counter>,
+    cache: Vec<Vec<Counter>>,
+    pub cache_writes_dropped: Counter,
+    pub candidates: Histogram,
+    pub items_returned: Counter,
+    dropped: Vec<Counter>,
+    logged: Vec<Counter>,
+    lost: Vec<Vec<Counter>>,
+    log_queue: Vec<Gauge>,
+    refused: Vec<Counter>,
+    pub location_unknown: Counter,
+    pub ready: Gauge,
+}
+
+impl Handles {
+    /// Describes and registers all metrics with the current recorder, so that every series shows
+    /// a zero from the start.
+    pub fn register() -> Self {
+        describe();
+        Self {
+            requests: each(Route::ALL, |route| {
+                each(&STATUSES, |&(_, status)| {
+                    counter!(REQUESTS, "route" => route.name(), "status" => status)
+                })
+            }),
+            request_seconds: each(Route::ALL, |r| histogram!(REQUEST_SECONDS, "route" => r.name())),
+            stages: each(Stage::ALL, |s| histogram!(STAGE_SECONDS, "stage" => s.name())),
+            fallbacks: each(Fallback::ALL, |f| counter!(FALLBACKS, "kind" => f.name())),
+            cache: each(Cache::ALL, |cache| {
+                each(Hit::ALL, |hit| {
+                    counter!(CACHE, "cache" => cache.name(), "result" => hit.name())
+                })
+            }),
+            cache_writes_dropped: counter!(CACHE_WRITES_DROPPED),
+            candidates: histogram!(CANDIDATES),
+            items_returned: counter!(ITEMS_RETURNED),
+            dropped: each(Dropped::ALL, |d| counter!(DROPPED, "reason" => d.name())),
+            logged: each(Log::ALL, |log| counter!(LOGGED, "log" => log.name())),
+            lost: each(Log::ALL, |log| {
+                each(Lost::ALL, |why| {
+                    counter!(LOST, "log" => log.name(), "reason" => why.name())
+                })
+            }),
+            log_queue: each(Log::ALL, |log| gauge!(LOG_QUEUE, "log" => log.name())),
+            refused: each(Refusal::ALL, |r| counter!(REFUSED, "reason" => r.name())),
+            location_unknown: counter!(LOCATION_UNKNOWN),
+            ready: gauge!(READY),
+        }
+    }
+
+    pub fn requests(&self, route: Route, status: u16) -> &Counter {
+        &self.requests[route as usize][status_at(status)]
+    }
+
+    pub fn request_seconds(&self, route: Route) -> &Histogram {
+        &self.request_seconds[route as usize]
+    }
+
+    pub fn stage(&self, stage: Stage) -> &Histogram {
+        &self.stages[stage as usize]
+    }
+
+    pub fn fallback(&self, kind: Fallback) -> &Counter {
+        &self.fallbacks[kind as usize]
+    }
+
+    pub fn cache(&self, cache: Cache, hit: Hit) -> &Counter {
+        &self.cache[cache as usize][hit as usize]
+    }
+
+    pub fn dropped(&self, reason: Dropped) -> &Counter {
+        &self.dropped[reason as usize]
+    }
+
+    pub fn logged(&self, log: Log) -> &Counter {
+        &self.logged[log as usize]
+    }
+
+    pub fn lost(&self, log: Log, why: Lost) -> &Counter {
+        &self.lost[log as usize][why as usize]
+    }
+
+    pub fn log_queue(&self, log: Log) -> &Gauge {
+        &self.log_queue[log as usize]
+    }
+
+    pub fn refused(&self, why: Refusal) -> &Counter {
+        &self.refused[why as usize]
+    }
+}
+
+fn each<L, T>(values: &[L], make: impl Fn(&L) -> T) -> Vec<T> {
+    values.iter().map(make).collect()
+}
+
+fn describe() {
+    describe_counter!(REQUESTS, "HTTP requests answered, by route and status.");
+    describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from the head of a request to its answer.");
+    describe_histogram!(STAGE_SECONDS, Unit::Seconds, "Time spent in each of the six stages.");
+    describe_counter!(FALLBACKS, "Answers in which something stood in for a part that failed or was missing.");
+    describe_counter!(CACHE, "Cache lookups by cache and result.");
+    describe_counter!(CACHE_WRITES_DROPPED, "Write-backs to Redis given up because their queue was full or Redis failed.");
+    describe_histogram!(CANDIDATES, "Candidates that retrieval returned for a request.");
+    describe_counter!(ITEMS_RETURNED, "Items returned to callers.");
+    describe_counter!(DROPPED, "Candidates that did not reach the answer, by reason.");
+    describe_counter!(LOGGED, "Rows written to Parquet, by log.");
+    describe_counter!(LOST, "Rows of a log that were lost, by log and reason.");
+    describe_gauge!(LOG_QUEUE, "Rows accepted and not yet written, by log.");
+    describe_counter!(REFUSED, "Jobs that an executor refused, by reason.");
+    describe_counter!(LOCATION_UNKNOWN, "Requests whose location is in no region of the configuration.");
+    describe_gauge!(READY, "1 while this process takes traffic.");
+    describe_gauge!(BUNDLE, "1 for the bundle that is being served, by version.");
+}

@@ -1,0 +1,153 @@
+//! Every label that a metric can carry, as a closed set: a caller cannot invent a time series.
+
+/// Declares an enum whose variants have a name each, in order.
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// All values, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The value of the label.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+    };
+}
+
+labels! {
+    /// The six stages of a request.
+    Stage {
+        S1UserEmbedding = "s1_user_embedding",
+        S2Candidates = "s2_candidates",
+        S3Features = "s3_features",
+        S4Ranking = "s4_ranking",
+        S5Rules = "s5_rules",
+        S6Response = "s6_response",
+    }
+}
+
+labels! {
+    /// What stood in for something that failed or was missing. The name is also what the answer
+    /// says under `degraded`.
+    Fallback {
+        /// The encoder could not run in time: an embedding of an older history was used.
+        StaleEmbedding = "stale_embedding",
+        /// Neither history nor embedding: the cold-start default.
+        DefaultEmbedding = "default_embedding",
+        /// Retrieval failed or was too late: the popular items of the region.
+        PopularItems = "popular_items",
+        /// Ranking failed or was too late: the order of retrieval.
+        RetrievalOrder = "retrieval_order",
+        /// Fewer candidates were ranked, to meet the deadline.
+        FewerCandidates = "fewer_candidates",
+        /// Redis did not answer, or answered with an error.
+        UserStoreDown = "user_store_down",
+    }
+}
+
+labels! {
+    /// How a cache lookup ended.
+    Hit {
+        Hit = "hit",
+        Miss = "miss",
+        /// An entry was there, but of another history.
+        Stale = "stale",
+        /// An entry was there, but it was not readable.
+        Malformed = "malformed",
+        /// The store behind the cache failed or was too late.
+        Error = "error",
+        /// The store was not asked, because it has failed lately.
+        Skipped = "skipped",
+    }
+}
+
+labels! {
+    /// Which cache.
+    Cache {
+        EmbeddingLocal = "embedding_local",
+        EmbeddingRedis = "embedding_redis",
+    }
+}
+
+labels! {
+    /// Why a candidate did not reach the answer.
+    Dropped {
+        Duplicate = "duplicate",
+        BlockedLabel = "blocked_label",
+        BlockedItem = "blocked_item",
+        RecentlyShown = "recently_shown",
+        CategoryCap = "category_cap",
+        OutOfStock = "out_of_stock",
+        Region = "region",
+        BeyondNumItems = "beyond_num_items",
+    }
+}
+
+labels! {
+    /// Which log.
+    Log {
+        Events = "events",
+        Requests = "requests",
+    }
+}
+
+labels! {
+    /// Why rows of a log were lost.
+    Lost {
+        QueueFull = "queue_full",
+        WriteFailed = "write_failed",
+        Stopped = "stopped",
+    }
+}
+
+labels! {
+    /// Why an executor refused a job.
+    Refusal {
+        QueueFull = "queue_full",
+        Deadline = "deadline",
+        Stopped = "stopped",
+        Panicked = "panicked",
+    }
+}
+
+labels! {
+    /// The HTTP routes.
+    Route {
+        Recommendations = "recommendations",
+        Events = "events",
+        Console = "console",
+        Probe = "probe",
+        Metrics = "metrics",
+        Other = "other",
+    }
+}
+
+/// The statuses that this server answers with; any other is counted as `other`.
+pub const STATUSES: [(u16, &str); 12] = [
+    (200, "200"),
+    (202, "202"),
+    (400, "400"),
+    (404, "404"),
+    (405, "405"),
+    (408, "408"),
+    (413, "413"),
+    (415, "415"),
+    (429, "429"),
+    (500, "500"),
+    (503, "503"),
+    (0, "other"),
+];
+
+/// The position of a status in [`STATUSES`].
+pub fn status_at(status: u16) -> usize {
+    STATUSES.iter().position(|&(code, _)| code == status).unwrap_or(STATUSES.len() - 1)
+}

@@ -1,0 +1,280 @@
+//! What each path does. Every answer but the page and the metrics is JSON, every refusal too.
+
+use std::time::{Duration, Instant};
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use actix_web::web::{self, Bytes, Data, Payload, ServiceConfig};
+use actix_web::{HttpRequest, HttpResponse};
+
+use super::wire::{self, Ask, EventLimits, Fault};
+use super::{Shared, console};
+use crate::events::{EventRecord, Refused, RequestRecord};
+use crate::executor::Rejected;
+use crate::monitor::{self, Phase, Route};
+use crate::pipeline::{self, Answer, Engine, Request};
+use crate::types::{DAY_MS, UserId};
+
+/// When a caller that came before the bundle was loaded should come again.
+const STARTING_RETRY_MS: u64 = 1000;
+
+/// Registers every path.
+pub fn all(app: &mut ServiceConfig, with_console: bool) {
+    app.service(post("/v1/recommendations", web::post().to(recommendations)))
+        .service(post("/v1/events", web::post().to(events)))
+        .service(get("/healthz", healthz))
+        .service(get("/readyz", readyz))
+        .service(get("/metrics", metrics));
+    if with_console {
+        app.service(get("/", console::page))
+            .service(get("/v1/console/choices", console::choices))
+            .service(get("/v1/console/users", console::users))
+            .service(get("/v1/console/history", console::history));
+    }
+    app.default_service(web::to(not_found));
+}
+
+fn post(path: &str, route: actix_web::Route) -> actix_web::Resource {
+    let refuse = |http: HttpRequest| async move { wrong_method(&http, "POST") };
+    web::resource(path).route(route).default_service(web::to(refuse))
+}
+
+fn get<F, A>(path: &str, handler: F) -> actix_web::Resource
+where
+    F: actix_web::Handler<A, Output = HttpResponse> + Clone,
+    A: actix_web::FromRequest + 'static,
+{
+    let refuse = |http: HttpRequest| async move { wrong_method(&http, "GET, HEAD") };
+    web::resource(path)
+        .route(web::get().to(handler.clone()))
+        .route(web::head().to(handler))
+        .default_service(web::to(refuse))
+}
+
+async fn recommendations(http: HttpRequest, body: Payload, shared: Data<Shared>) -> HttpResponse {
+    let started = Instant::now();
+    let response = match recommend(&http, body, &shared).await {
+        Ok(body) => json(StatusCode::OK, body),
+        Err(fault) => refuse(&fault),
+    };
+    observe(Route::Recommendations, started, response)
+}
+
+async fn recommend(http: &HttpRequest, body: Payload, shared: &Shared) -> Result<Vec<u8>, Fault> {
+    let ask = wire::ask(&read(http, body, shared).await?)?;
+    let engine = engine(shared)?;
+    let timings = ask.timings;
+    let time_ms = engine.now_ms();
+    let row = request_row(&ask, time_ms);
+    let request = Request {
+        request_id: uuid::Uuid::now_v7().to_string(),
+        user_id: ask.user_id,
+        num_items: ask.num_items,
+        device: ask.device,
+        region: ask.region,
+        location: ask.location,
+        context: ask.context,
+        history: ask.history,
+        time_ms,
+    };
+    let answer = engine.recommend(request).await.map_err(refused)?;
+    shared.parts.requests.offer(vec![answered(row, &answer)]);
+    Ok(wire::answer(&answer, timings))
+}
+
+/// The half of the request log's row that the question gives.
+fn request_row(ask: &Ask, time_ms: i64) -> RequestRecord {
+    RequestRecord {
+        time_ms,
+        user_id: ask.user_id.0.clone(),
+        device: ask.device.clone(),
+        region: ask.region.clone(),
+        num_items: ask.num_items as i32,
+        ..RequestRecord::default()
+    }
+}
+
+/// The half that the answer gives.
+fn answered(row: RequestRecord, answer: &Answer) -> RequestRecord {
+    let us = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    RequestRecord {
+        request_id: answer.request_id.clone(),
+        bundle_version: answer.bundle_version.clone(),
+        variant: answer.variant.clone(),
+        item_ids: answer.items.iter().map(|item| item.item_id.clone()).collect(),
+        scores: answer.items.iter().map(|item| item.score).collect(),
+        degraded: answer.degraded.clone(),
+        stage_us: answer.timings.stages.map(us),
+        total_us: us(answer.timings.total),
+        ..row
+    }
+}
+
+fn refused(error: pipeline::Error) -> Fault {
+    match error {
+        pipeline::Error::Rejected(rejected) => {
+            let (status, code) = match rejected {
+                Rejected::QueueFull { .. } => (429, "overloaded"),
+                Rejected::Deadline { .. } => (503, "deadline"),
+                Rejected::Stopped => (503, "stopping"),
+                Rejected::Panicked => (500, "internal"),
+            };
+            let fault = Fault::new(status, code, rejected.to_string());
+            match rejected.retry_after_ms() {
+                Some(ms) => fault.retry_after(ms),
+                None => fault,
+            }
+        }
+    }
+}
+
+async fn events(http: HttpRequest, body: Payload, shared: Data<Shared>) -> HttpResponse {
+    let started = Instant::now();
+    let response = match take_events(&http, body, &shared).await {
+        Ok(count) => json(StatusCode::ACCEPTED, wire::accepted(count)),
+        Err(fault) => refuse(&fault),
+    };
+    observe(Route::Events, started, response)
+}
+
+async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Result<usize, Fault> {
+    let body = read(http, body, shared).await?;
+    let engine = engine(shared)?;
+    let config = &shared.config;
+    let events = wire::events(
+        &body,
+        EventLimits {
+            count_max: config.events_max,
+            kinds: &config.event_kinds,
+            now_ms: engine.now_ms(),
+            age_max_ms: i64::from(config.event_age_max_days) * DAY_MS,
+            ahead_max_ms: i64::from(config.event_ahead_max_s) * 1000,
+        },
+    )?;
+    // The log comes first: what it refuses has not happened for the live state either.
+    let rows = events.clone();
+    let taken = shared.parts.events.append(rows).map_err(|refused| match refused {
+        Refused::Full { .. } => {
+            Fault::new(503, "overloaded", refused.to_string()).retry_after(STARTING_RETRY_MS)
+        }
+        Refused::Stopped => Fault::new(503, "stopping", refused.to_string()),
+    })?;
+    for event in &events {
+        remember(engine, config, event);
+    }
+    Ok(taken)
+}
+
+/// Writes an event through to what the next request of this user reads.
+fn remember(engine: &Engine, config: &super::Config, event: &EventRecord) {
+    let (live, user) = (&engine.users().live, UserId(event.user_id.clone()));
+    if event.event == config.shown_kind {
+        live.push_shown(&user, [event.item_id.as_str()], event.time_ms);
+    } else if config.history_kinds.contains(&event.event) {
+        live.push_history(&user, &crate::types::ItemId(event.item_id.clone()), event.time_ms);
+    }
+}
+
+async fn healthz() -> HttpResponse {
+    observe(Route::Probe, Instant::now(), json(StatusCode::OK, wire::alive()))
+}
+
+async fn readyz(shared: Data<Shared>) -> HttpResponse {
+    let health = &shared.parts.health;
+    let (status, phase) = match health.phase() {
+        Phase::Ready => (StatusCode::OK, "ready"),
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    let version = shared.engine.get().map(Engine::bundle_version);
+    let body = wire::readiness(phase, version, &health.components());
+    observe(Route::Probe, Instant::now(), json(status, body))
+}
+
+async fn metrics(shared: Data<Shared>) -> HttpResponse {
+    let started = Instant::now();
+    let text = shared.parts.exporter.render();
+    let response = HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"))
+        .body(text);
+    observe(Route::Metrics, started, response)
+}
+
+async fn not_found(http: HttpRequest) -> HttpResponse {
+    let message = format!(
+        "no such path `{}`: POST /v1/recommendations, POST /v1/events, GET /healthz, /readyz, \
+         /metrics",
+        http.path()
+    );
+    let fault = Fault::new(404, "not_found", message);
+    observe(Route::Other, Instant::now(), refuse(&fault))
+}
+
+fn wrong_method(http: &HttpRequest, allowed: &'static str) -> HttpResponse {
+    let message = format!("{} on {}: use {allowed}", http.method(), http.path());
+    let mut response = refuse(&Fault::new(405, "method_not_allowed", message));
+    let allowed = actix_web::http::header::HeaderValue::from_static(allowed);
+    response.headers_mut().insert(ALLOW, allowed);
+    observe(Route::Other, Instant::now(), response)
+}
+
+/// The engine, once it stands.
+pub fn engine(shared: &Shared) -> Result<&Engine, Fault> {
+    shared.engine.get().ok_or_else(|| {
+        Fault::new(503, "starting", "the bundle is being loaded, see /readyz")
+            .retry_after(STARTING_RETRY_MS)
+    })
+}
+
+/// The answer of a fault.
+pub fn refuse(fault: &Fault) -> HttpResponse {
+    let status =
+        StatusCode::from_u16(fault.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = HttpResponse::build(status);
+    if let Some(ms) = fault.retry_after_ms {
+        response.insert_header((RETRY_AFTER, ms.div_ceil(1000).max(1)));
+    }
+    response.content_type("application/json").body(fault.body())
+}
+
+/// A JSON answer.
+pub fn json(status: StatusCode, body: Vec<u8>) -> HttpResponse {
+    HttpResponse::build(status).content_type("application/json").body(body)
+}
+
+/// Counts an answer on its way out.
+pub fn observe(route: Route, started: Instant, response: HttpResponse) -> HttpResponse {
+    monitor::request(route, response.status().as_u16(), started.elapsed());
+    response
+}
+
+/// The body, bounded in size and time.
+async fn read(http: &HttpRequest, body: Payload, shared: &Shared) -> Result<Bytes, Fault> {
+    let found = http.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?"));
+    let essence = found.unwrap_or("").split(';').next().unwrap_or("").trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        let message = match found {
+            Some(found) => format!("content type `{found}`: send `application/json`"),
+            None => "no content type: send `application/json`".to_owned(),
+        };
+        return Err(Fault::new(415, "wrong_content_type", message));
+    }
+    let (max, wait_ms) = (shared.config.body_bytes_max, shared.config.body_timeout_ms);
+    let reading = body.to_bytes_limited(max);
+    match tokio::time::timeout(Duration::from_millis(wait_ms), reading).await {
+        Ok(Ok(Ok(bytes))) => Ok(bytes),
+        Ok(Ok(Err(error))) => {
+            Err(Fault::new(400, "broken_body", format!("the body could not be read: {error}")))
+        }
+        Ok(Err(_)) => Err(Fault::new(
+            413,
+            "body_too_large",
+            format!("the body has more than {max} bytes: send less"),
+        )),
+        Err(_) => Err(Fault::new(
+            408,
+            "body_timeout",
+            format!("the body did not arrive within {wait_ms} ms: send it at once"),
+        )),
+    }
+}
