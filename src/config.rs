@@ -49,6 +49,18 @@ pub enum Error {
     NoFile(PathBuf),
     #[error("configuration: {0}")]
     Value(#[from] Box<figment::Error>),
+    #[error(transparent)]
+    Server(#[from] server::Error),
+    #[error(transparent)]
+    Monitor(#[from] monitor::Error),
+    #[error(transparent)]
+    Executor(#[from] executor::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Events(#[from] events::Error),
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::ConfigError),
 }
 
 impl Config {
@@ -63,6 +75,18 @@ impl Config {
         }
         let env = Env::prefixed(ENV_PREFIX).split("__");
         Ok(figment.merge(env).extract().map_err(Box::new)?)
+    }
+
+    /// Checks what types cannot: ranges, relations between keys, names.
+    pub fn check(&self) -> Result<(), Error> {
+        self.server.check()?;
+        self.monitor.check()?;
+        self.executor.check()?;
+        self.store.check()?;
+        self.events.check()?;
+        self.pipeline.check()?;
+        self.rules.check()?;
+        Ok(self.regions.check()?)
     }
 }
 

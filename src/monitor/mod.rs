@@ -179,13 +179,6 @@ pub fn refused(why: Refusal) {
     }
 }
 
-/// One request from a location that the configuration does not know.
-pub fn location_unknown() {
-    if let Some(handles) = HANDLES.get() {
-        handles.location_unknown.increment(1);
-    }
-}
-
 /// Whether the process takes traffic.
 pub fn ready(ready: bool) {
     if let Some(handles) = HANDLES.get() {

@@ -303,7 +303,9 @@ impl Run<'_> {
 
     fn open_index(&self, moment: Moment) -> Result<IvfIndex> {
         let path = self.day.work.dir("index").join(format!("{}.bin", moment.name()));
-        Ok(IvfIndex::open(&path, self.day.shared.index.recall_target)?)
+        let mut index = IvfIndex::open(&path)?;
+        index.set_recall_target(self.day.shared.index.recall_target)?;
+        Ok(index)
     }
 
     fn models<'b>(&'b self, towers: &'b Towers, index: &'b dyn Index) -> Models<'b> {

@@ -213,7 +213,7 @@ fn score_day(
     let score = |group: &Group| {
         let (constants, columns) = examples::columns_of(loaded, &plan, as_of, group);
         let rows = group.candidates.len();
-        let matrix = Matrix { constants: &constants, columns: &columns, rows };
+        let matrix = Matrix::new(&constants, &columns, rows);
         let raw = |forest: &Forest| {
             let mut raw = vec![0.0; rows];
             forest.score(&matrix, &mut raw);
