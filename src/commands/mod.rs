@@ -1,1 +1,3 @@
 //! One file a subcommand; the only place where the tiers meet a command line.
+
+pub mod generate;
