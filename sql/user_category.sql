@@ -15,6 +15,7 @@ SELECT
   s.impressions_all,
   CAST(s.clicks_all AS DOUBLE) / NULLIF(CAST(s.impressions_all AS DOUBLE), 0.0E0) AS ctr,
   CAST(s.last_ms AS DOUBLE) / 86400000.0E0 AS last_day,
+  CAST({{as_of_ms}} - s.last_ms AS DOUBLE) / 86400000.0E0 AS days_since,
   CAST(row_number() OVER (PARTITION BY s.user_no
                           ORDER BY s.count_all DESC NULLS LAST, s.category_no ASC NULLS LAST) AS BIGINT)
     AS place

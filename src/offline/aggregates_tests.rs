@@ -198,11 +198,11 @@ fn sql_files_keep_to_the_portable_subset() {
         }
         assert!(!code.contains(';'), "{}: one SELECT a file", path.display());
         for (at, _) in code.match_indices("order by") {
-            let rest = &code[at..];
-            // Until the clause or the window ends, every key says where its nulls go.
-            let end = rest.find([')', '\n']).unwrap_or(rest.len());
-            let clause = if rest[..end].contains("nulls") { rest } else { "" };
-            assert!(!clause.is_empty(), "{}: ORDER BY without NULLS FIRST/LAST", path.display());
+            let clause = &code[at + 8..];
+            let clause = &clause[..clause.find(')').unwrap_or(clause.len())];
+            let nulls = clause.matches("nulls last").count() + clause.matches("nulls first").count();
+            let keys = clause.split(',').count();
+            assert_eq!(nulls, keys, "{}: ORDER BY {clause}: NULLS FIRST/LAST", path.display());
         }
         files += 1;
     }

@@ -4,8 +4,8 @@
 //! DATA/{events/dt=*, items, users, histories} -> checks -> WORK/collect/{events, items, users,
 //!                                                          histories}.parquet, report.json
 //! ```
-//! Times leave as epoch milliseconds (`ts_ms`, `created_ms`, `as_of_ms`); events are sorted by
-//! user, time and id, items and users by id. Invariant: every collected event has an id that
+//! Times leave as epoch milliseconds (`ts_ms`, `created_ms`, `as_of_ms`), and `created_day` is
+//! added to items in epoch days; events are sorted by user, time and id, items and users by id. Invariant: every collected event has an id that
 //! occurs once, a time inside the window and an item of the collected catalogue. A share of bad
 //! rows beyond the configuration stops the day before anything is written.
 
@@ -17,14 +17,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch,
+};
 use arrow::compute::{concat_batches, filter_record_batch, sort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 
 use crate::offline::sql::{self, Engine, SqlText, write_parquet};
 use crate::offline::tables::{self, Layout, Table, epoch_ms, read_columns};
-use crate::types::{DAY_MS, date_of, day_start_ms};
+use crate::types::{date_of, day_start_ms, epoch_days};
 
 /// What a day bears.
 #[derive(Debug, Clone, Deserialize)]
@@ -290,6 +292,9 @@ fn read_catalogue(data: &Path, table: Table) -> anyhow::Result<Option<RecordBatc
                     batch = times_as_ms(&batch, from, to)?;
                 }
             }
+            if table == Table::Items {
+                batch = with_created_day(&batch)?;
+            }
             for field in batch.schema().fields() {
                 if !fields.iter().any(|known| known.name() == field.name()) {
                     fields.push(field.as_ref().clone());
@@ -351,12 +356,33 @@ fn checked_layout(table: Table, schema: &Schema, path: &Path) -> anyhow::Result<
 /// Replaces a time column by one of epoch milliseconds.
 fn times_as_ms(batch: &RecordBatch, from: &str, to: &str) -> anyhow::Result<RecordBatch> {
     let at = batch.schema().index_of(from)?;
+    replace_column(batch, at, to, epoch_ms(batch.column(at)))
+}
+
+fn replace_column(
+    batch: &RecordBatch,
+    at: usize,
+    name: &str,
+    column: ArrayRef,
+) -> anyhow::Result<RecordBatch> {
     let mut fields: Vec<Field> =
         batch.schema().fields().iter().map(|field| field.as_ref().clone()).collect();
-    fields[at] = Field::new(to, DataType::Int64, true);
     let mut columns: Vec<ArrayRef> = batch.columns().to_vec();
-    columns[at] = epoch_ms(&columns[at]);
+    let field = Field::new(name, column.data_type().clone(), true);
+    if at < fields.len() {
+        (fields[at], columns[at]) = (field, column);
+    } else {
+        fields.push(field);
+        columns.push(column);
+    }
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+}
+
+/// Adds `created_day`, the epoch day with its fraction: the unit of ages in features.
+fn with_created_day(batch: &RecordBatch) -> anyhow::Result<RecordBatch> {
+    let created_ms = tables::i64_column(batch, "created_ms")?;
+    let days: Float64Array = created_ms.iter().map(|ms| ms.map(epoch_days)).collect();
+    replace_column(batch, batch.num_columns(), "created_day", Arc::new(days))
 }
 
 fn parquet_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::offline::sql::tests::config as engine;
-use crate::offline::tables::{i64_column, string_column};
+use crate::offline::tables::{f64_column, i64_column, string_column};
+use crate::types::DAY_MS;
 
 const DAY0: i64 = 1_512_086_400_000;
 
@@ -87,6 +88,7 @@ fn the_window_is_cleaned_and_sorted() {
     assert_eq!(string_column(&items[0], "item_id").unwrap().value(0), "a");
     assert_eq!(string_column(&items[0], "category").unwrap().value(0), "newer", "the last file");
     assert_eq!(i64_column(&items[0], "created_ms").unwrap().value(1), 1_509_494_400_000);
+    assert_eq!(f64_column(&items[0], "created_day").unwrap().value(1), 17_471.0);
 }
 
 #[test]
