@@ -261,18 +261,17 @@ fn scatter(
     for (&row, gradient) in batch.rows.iter().zip(by_user) {
         let input = user_input(data, row);
         let history = towers.recent(input.history);
-        let pools = gradient.chunks_exact(layout.pool);
-        for (pool, gradient) in pools.take(towers.shape.pool_half_lives_events.len()).enumerate() {
-            for (&item, weight) in history.iter().zip(towers.pool_weights(pool, history.len())) {
-                let mut at = 0;
-                for (position, &table) in layout.history.iter().enumerate() {
-                    let dim = tables[table].dim;
-                    let row = towers.history_row(item, position);
-                    tables[table].add(row, weight, &gradient[at..at + dim]);
-                    at += dim;
+        towers.visit_pooled(history, |item, weights| {
+            let mut at = 0;
+            for (position, &table) in layout.history.iter().enumerate() {
+                let (dim, row) = (tables[table].dim, towers.history_row(item, position));
+                let pools = gradient.chunks_exact(layout.pool);
+                for (pool, &weight) in pools.zip(weights) {
+                    tables[table].add(row, weight, &pool[at..at + dim]);
                 }
+                at += dim;
             }
-        }
+        });
         let mut at = towers.shape.pool_half_lives_events.len() * layout.pool;
         for ((&table, &code), &cardinality) in
             layout.user.iter().zip(input.codes).zip(&towers.shape.user_codes)
