@@ -103,7 +103,11 @@ impl SectionsWriter {
         name: &str,
         chunks: impl Iterator<Item = &'a [T]>,
     ) -> Result<(), Error> {
-        assert!(self.entries.len() < self.capacity, "section capacity of {} is used up", self.capacity);
+        assert!(
+            self.entries.len() < self.capacity,
+            "section capacity of {} is used up",
+            self.capacity
+        );
         assert!(name.len() <= NAME_BYTES, "section name `{name}` is over {NAME_BYTES} bytes");
         let mut hash = blake3::Hasher::new();
         let mut length = 0u64;
@@ -170,8 +174,7 @@ struct Entry {
 impl Sections {
     /// Maps `path` and checks header and table.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let map =
-            Mmap::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let map = Mmap::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         let entries = parse(path, &map)?;
         Ok(Self { path: path.to_owned(), map, entries })
     }
@@ -198,10 +201,11 @@ impl Sections {
 
     /// The section `name` as elements of `T`, in place.
     pub fn get<T: AnyBitPattern + NoUninit>(&self, name: &str) -> Result<Column<T>, Error> {
-        let entry = self.entries.iter().find(|e| e.name == name).ok_or_else(|| Error::Missing {
-            path: self.path.clone(),
-            name: name.to_owned(),
-        })?;
+        let entry = self
+            .entries
+            .iter()
+            .find(|e| e.name == name)
+            .ok_or_else(|| Error::Missing { path: self.path.clone(), name: name.to_owned() })?;
         if entry.element_bytes != size_of::<T>() || entry.range.len() % size_of::<T>() != 0 {
             return Err(Error::Element {
                 path: self.path.clone(),
@@ -210,7 +214,11 @@ impl Sections {
                 expected: size_of::<T>(),
             });
         }
-        Ok(Column::Mapped { map: self.map.clone(), range: entry.range.clone(), element: PhantomData })
+        Ok(Column::Mapped {
+            map: self.map.clone(),
+            range: entry.range.clone(),
+            element: PhantomData,
+        })
     }
 
     /// As [`Sections::get`], refused unless it holds exactly `count` elements.
@@ -268,7 +276,10 @@ fn align_up(bytes: usize) -> usize {
 fn parse(path: &Path, map: &[u8]) -> Result<Vec<Entry>, Error> {
     let table_error = |what: &str| Error::Table { path: path.to_owned(), what: what.to_owned() };
     if map.len() < HEADER_BYTES || &map[..8] != MAGIC {
-        return Err(Error::Magic { path: path.to_owned(), found: map[..map.len().min(8)].to_vec() });
+        return Err(Error::Magic {
+            path: path.to_owned(),
+            found: map[..map.len().min(8)].to_vec(),
+        });
     }
     let u32_at = |at: usize| u32::from_le_bytes(map[at..at + 4].try_into().expect("four bytes"));
     let u64_at = |at: usize| u64::from_le_bytes(map[at..at + 8].try_into().expect("eight bytes"));

@@ -98,7 +98,7 @@ pub enum Error {
 impl Bundle {
     /// Opens a bundle directory and checks that its parts fit; `verify` also compares every
     /// checksum, which reads every byte.
-    pub fn open(dir: &Path, verify: bool, recall_target: f64) -> Result<Self, Error> {
+    pub fn open(dir: &Path, verify: bool, recall_target: f32) -> Result<Self, Error> {
         let manifest = Manifest::open(dir, verify)?;
         for name in files::ALL {
             if !manifest.files.contains_key(name) {
@@ -116,7 +116,8 @@ impl Bundle {
             .map_err(|source| Error::Json { path, source })?;
         let items = Items::open(&dir.join(files::ITEMS))?;
         let users = UserTable::open(&dir.join(files::USERS), items.len())?;
-        let index = IvfIndex::open(&dir.join(files::INDEX), recall_target)?;
+        let mut index = IvfIndex::open(&dir.join(files::INDEX))?;
+        index.set_recall_target(recall_target)?;
         let towers = Towers::open(&dir.join(files::TOWERS))?;
         if towers.version() != manifest.tower_version {
             let (found, expected) = (towers.version().to_owned(), manifest.tower_version.clone());

@@ -1,1 +1,79 @@
 //! One file a subcommand; the only place where the tiers meet a command line.
+
+mod bundle;
+mod config;
+pub mod generate;
+mod health;
+#[cfg(feature = "etl")]
+mod import;
+#[cfg(feature = "etl")]
+mod pipeline;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+
+/// Ten million items, twenty recommendations, one binary.
+#[derive(Parser)]
+#[command(version, about, propagate_version = true)]
+struct Cli {
+    /// A TOML file over the defaults; every key stands in config/default.toml.
+    #[arg(long, short, global = true, env = "SHORTLIST_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve recommendations over HTTP.
+    Serve(serve::Args),
+    /// Import CSV, Parquet or JSON files into the canonical tables by a SQL file.
+    #[cfg(feature = "etl")]
+    Import(import::Args),
+    /// Run the daily pipeline, or a part of it.
+    #[cfg(feature = "etl")]
+    Pipeline(pipeline::Args),
+    /// Write a synthetic world of any size.
+    Generate(generate::Args),
+    /// Look at bundles.
+    Bundle(bundle::Args),
+    /// Look at the configuration.
+    Config(config::Args),
+    /// Ask a running server whether it is ready; for container health checks.
+    Health(health::Args),
+}
+
+/// Parses the command line, runs the command, reports an error with its causes.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let load = || Config::load(cli.config.as_deref());
+    match cli.command {
+        Command::Serve(args) => serve::run(args, load()?),
+        #[cfg(feature = "etl")]
+        Command::Import(args) => import::run(&args, &load()?),
+        #[cfg(feature = "etl")]
+        Command::Pipeline(args) => pipeline::run(&args, &load()?),
+        Command::Generate(args) => generate::run(args),
+        Command::Bundle(args) => bundle::run(&args, &load()?),
+        Command::Config(args) => config::run(&args, &load()?),
+        Command::Health(args) => health::run(&args, &load()?),
+    }
+}

@@ -39,6 +39,8 @@ pub use rows::{EventRecord, RequestRecord};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Where the logs are written: `<dir>/events/` and `<dir>/requests/`.
+    pub dir: PathBuf,
     /// Name of this process in file names; `"auto"` is the host's name.
     pub replica: String,
     /// Rows of one log that may wait; more are refused (events) or dropped (impressions, requests).

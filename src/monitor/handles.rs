@@ -21,7 +21,6 @@ pub const LOGGED: &str = "shortlist_log_rows_written_total";
 pub const LOST: &str = "shortlist_log_rows_lost_total";
 pub const LOG_QUEUE: &str = "shortlist_log_queue_rows";
 pub const REFUSED: &str = "shortlist_executor_refused_total";
-pub const LOCATION_UNKNOWN: &str = "shortlist_location_unknown_total";
 pub const READY: &str = "shortlist_ready";
 pub const BUNDLE: &str = "shortlist_bundle_info";
 
@@ -44,7 +43,6 @@ pub struct Handles {
     lost: Vec<Vec<Counter>>,
     log_queue: Vec<Gauge>,
     refused: Vec<Counter>,
-    pub location_unknown: Counter,
     pub ready: Gauge,
 }
 
@@ -79,7 +77,6 @@ impl Handles {
             }),
             log_queue: each(Log::ALL, |log| gauge!(LOG_QUEUE, "log" => log.name())),
             refused: each(Refusal::ALL, |r| counter!(REFUSED, "reason" => r.name())),
-            location_unknown: counter!(LOCATION_UNKNOWN),
             ready: gauge!(READY),
         }
     }
@@ -153,10 +150,6 @@ fn describe() {
     describe_counter!(LOST, "Rows of a log that were lost, by log and reason.");
     describe_gauge!(LOG_QUEUE, "Rows accepted and not yet written, by log.");
     describe_counter!(REFUSED, "Jobs that an executor refused, by reason.");
-    describe_counter!(
-        LOCATION_UNKNOWN,
-        "Requests whose location is in no region of the configuration."
-    );
     describe_gauge!(READY, "1 while this process takes traffic.");
     describe_gauge!(BUNDLE, "1 for the bundle that is being served, by version.");
 }

@@ -39,16 +39,10 @@ labels! {
     /// What stood in for something that failed or was missing. The name is also what the answer
     /// says under `degraded`.
     Fallback {
-        /// The encoder could not run in time: an embedding of an older history was used.
-        StaleEmbedding = "stale_embedding",
-        /// Neither history nor embedding: the cold-start default.
-        DefaultEmbedding = "default_embedding",
-        /// Retrieval failed or was too late: the popular items of the region.
-        PopularItems = "popular_items",
-        /// Ranking failed or was too late: the order of retrieval.
+        /// The region or location asked for is unknown: the default region serves.
+        UnknownRegion = "unknown_region",
+        /// Ranking was too late, or a score was no number: the order of retrieval.
         RetrievalOrder = "retrieval_order",
-        /// Fewer candidates were ranked, to meet the deadline.
-        FewerCandidates = "fewer_candidates",
         /// Redis did not answer, or answered with an error.
         UserStoreDown = "user_store_down",
     }
@@ -83,12 +77,8 @@ labels! {
     Dropped {
         Duplicate = "duplicate",
         BlockedLabel = "blocked_label",
-        BlockedItem = "blocked_item",
         RecentlyShown = "recently_shown",
         CategoryCap = "category_cap",
-        OutOfStock = "out_of_stock",
-        Region = "region",
-        BeyondNumItems = "beyond_num_items",
     }
 }
 

@@ -179,13 +179,6 @@ pub fn refused(why: Refusal) {
     }
 }
 
-/// One request from a location that the configuration does not know.
-pub fn location_unknown() {
-    if let Some(handles) = HANDLES.get() {
-        handles.location_unknown.increment(1);
-    }
-}
-
 /// Whether the process takes traffic.
 pub fn ready(ready: bool) {
     if let Some(handles) = HANDLES.get() {
@@ -226,7 +219,7 @@ mod tests {
         let handles = metrics::with_local_recorder(&recorder, Handles::register);
         let text = recorder.handle().render();
         for line in [
-            "shortlist_fallbacks_total{kind=\"popular_items\"} 0",
+            "shortlist_fallbacks_total{kind=\"retrieval_order\"} 0",
             "shortlist_cache_lookups_total{cache=\"embedding_redis\",result=\"stale\"} 0",
             "# TYPE shortlist_http_requests_total counter",
         ] {

@@ -1,3 +1,42 @@
-//! The day: collect, split, features, towers, embed, index, ranker, evaluate, publish.
+//! The day: from the object store's events to a published bundle.
+//!
+//! ```text
+//! collect     the window's events, cleaned and validated            sql/collect.sql
+//! split       which days teach the towers, the ranker, and judge
+//! features    aggregates as of every midnight that a row reads      sql/*.sql
+//! towers      two encoders, on the days before the ranker's
+//! embed       item vectors as of the ranker's first day and as of the test
+//! index       an index over each
+//! ranker      LightGBM over what retrieval would have shown, or over impressions
+//! evaluate    against popularity, repeats, retrieval's order and the serving bundle
+//! approve     the gate
+//! publish     the bundle, manifest last; the rollout state after it
+//! ```
+//! Invariant: no step sees the future of a row. Aggregates are of the midnight before it, its
+//! history ends strictly before it, vectors and towers are older than the rows that use them.
+//! Every step is resumable: see [`workspace`]. `anyhow` is allowed here: a failed day is read by
+//! a person.
 
+pub mod aggregates;
+pub mod approve;
+pub mod as_of;
+pub mod collect;
 pub mod dataset;
+mod day;
+pub mod evaluate;
+pub mod examples;
+pub mod frame;
+pub mod import;
+pub mod load;
+pub mod metrics;
+pub mod progress;
+pub mod publish;
+pub mod recall;
+pub mod split;
+pub mod sql;
+pub mod tables;
+pub mod train_ranker;
+pub mod train_towers;
+pub mod workspace;
+
+pub use day::{Config, Day, STEPS, Shared};

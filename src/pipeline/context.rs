@@ -3,6 +3,7 @@
 use crate::bundle::{Bundle, EncodeScratch};
 use crate::features::{Candidate, History, RequestInput, UserRow};
 use crate::index::{self, Hit};
+use crate::monitor::Fallback;
 use crate::types::ItemIdx;
 
 use super::answer::Reason;
@@ -37,7 +38,7 @@ pub struct Context<'a> {
     /// A cached vector of exactly this history; s1 encodes one when there is none.
     pub cached: Option<&'a [f32]>,
     pub scratch: &'a mut Scratch,
-    pub degraded: Vec<&'static str>,
+    pub degraded: Vec<Fallback>,
     pub reasons: Vec<Reason>,
     /// Dropped by s5, by cause.
     pub drops: Drops,
@@ -109,7 +110,7 @@ impl Context<'_> {
     }
 
     /// Notes a fallback once.
-    pub fn degrade(&mut self, kind: &'static str) {
+    pub fn degrade(&mut self, kind: Fallback) {
         if !self.degraded.contains(&kind) {
             self.degraded.push(kind);
         }

@@ -7,9 +7,11 @@ use super::answer::{Answer, Timings};
 use super::context::{Context, Drops, Inputs, Scratch};
 use super::deadline::Deadline;
 use super::region::{self, Location};
-use super::{Config, RegionConfig, RulesConfig};
+use super::observe::{self, Counts};
+use super::{Config, ConfigError, RegionConfig, RulesConfig};
 use crate::bundle::Bundle;
 use crate::executor::{self, Executor, Rejected};
+use crate::monitor::Fallback;
 use crate::store::{Tower, Users};
 use crate::types::{ItemId, ItemIdx, UserId};
 
@@ -86,24 +88,16 @@ struct Shared {
 pub enum StartError {
     #[error(transparent)]
     Executor(#[from] executor::Error),
-    #[error("pipeline.clock_starts_at = \"{value}\": {source}; give a time like 2017-12-01T09:00:00Z")]
-    Clock { value: String, source: chrono::ParseError },
-    #[error("pipeline.{key} = 0: give at least 1")]
-    Zero { key: &'static str },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }
 
 impl Engine {
     /// Starts the threads and sizes their buffers.
     pub fn start(parts: Parts) -> Result<Self, StartError> {
         let Parts { bundle, users, config, rules, regions, executor } = parts;
-        for (key, value) in
-            [("candidates", config.candidates as u64), ("deadline_ms", config.deadline_ms)]
-        {
-            if value == 0 {
-                return Err(StartError::Zero { key });
-            }
-        }
-        let clock = Clock::new(&config.clock_starts_at)?;
+        config.check()?;
+        let clock = Clock::starting_at(config.clock_starts_at_ms()?);
         let context_names = bundle.schema.context_names();
         let user_region = bundle.users.columns().iter().position(|c| c == USER_REGION);
         let shared = Arc::new(Shared { bundle, config, rules });
@@ -148,19 +142,19 @@ impl Engine {
                 drops: Drops::default(),
             };
             if region_fallback {
-                cx.degrade("region");
+                cx.degrade(Fallback::UnknownRegion);
             }
             let mut answer = super::run(&mut cx, &mut timings);
             answer.timings = timings;
             let vector = missed.then(|| Arc::from(cx.scratch.vector.as_slice()));
-            (answer, vector, cx.drops)
+            (answer, vector, Counts::of(&cx))
         };
-        let (mut answer, vector, drops) = self.executor.run(deadline.0, job).await?;
+        let (mut answer, vector, counts) = self.executor.run(deadline.0, job).await?;
         if let (Some(sequence), Some(vector)) = (sequence, vector) {
             self.users.embeddings.put_later(tower, user, sequence, vector);
         }
         answer.timings.total = entry.elapsed();
-        super::observe::answered(&answer, &drops);
+        observe::answered(&answer, &counts);
         Ok(answer)
     }
 
@@ -289,15 +283,9 @@ struct Clock {
 }
 
 impl Clock {
-    fn new(starts_at: &str) -> Result<Self, StartError> {
-        let starts_at_ms = if starts_at.is_empty() {
-            chrono::Utc::now().timestamp_millis()
-        } else {
-            chrono::DateTime::parse_from_rfc3339(starts_at)
-                .map_err(|source| StartError::Clock { value: starts_at.to_owned(), source })?
-                .timestamp_millis()
-        };
-        Ok(Self { started: Instant::now(), starts_at_ms })
+    fn starting_at(time_ms: Option<i64>) -> Self {
+        let starts_at_ms = time_ms.unwrap_or_else(|| chrono::Utc::now().timestamp_millis());
+        Self { started: Instant::now(), starts_at_ms }
     }
 
     fn now_ms(&self) -> i64 {

@@ -16,6 +16,7 @@ mod answer;
 mod context;
 mod deadline;
 mod engine;
+mod observe;
 mod region;
 mod s1_user_embedding;
 mod s2_candidates;
@@ -23,15 +24,13 @@ mod s3_features;
 mod s4_ranking;
 mod s5_rules;
 mod s6_response;
-#[cfg(test)]
-mod tests;
 
 use serde::Deserialize;
 
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
 pub use context::{Context, Inputs, Scratch};
 pub use deadline::Deadline;
-pub use engine::{Engine, Error, HistoryItem, Parts, Request};
+pub use engine::{Engine, Error, HistoryItem, Parts, Request, StartError};
 pub use region::{Config as RegionConfig, Location};
 pub use s5_rules::Config as RulesConfig;
 
@@ -49,6 +48,45 @@ pub struct Config {
     pub variant: String,
     /// The clock starts at this moment (RFC 3339) when the engine does; empty is the real time.
     pub clock_starts_at: String,
+}
+
+/// Why sections `[pipeline]`, `[rules]` or `[regions]` were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{key} = 0: give at least 1")]
+    Zero { key: &'static str },
+    #[error("{key} = {value}: give {rule}")]
+    Range { key: &'static str, value: f64, rule: &'static str },
+    #[error(
+        "pipeline.clock_starts_at = \"{value}\": {source}; give a time like 2017-12-01T09:00:00Z"
+    )]
+    Clock { value: String, source: chrono::ParseError },
+    #[error("regions.locations[{at}]: {problem}")]
+    Area { at: usize, problem: &'static str },
+}
+
+impl Config {
+    /// Refuses what a request could not be served with.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.candidates == 0 {
+            return Err(ConfigError::Zero { key: "pipeline.candidates" });
+        }
+        if self.deadline_ms == 0 {
+            return Err(ConfigError::Zero { key: "pipeline.deadline_ms" });
+        }
+        self.clock_starts_at_ms().map(|_| ())
+    }
+
+    /// The clock's start in epoch milliseconds; `None` is the real time.
+    fn clock_starts_at_ms(&self) -> Result<Option<i64>, ConfigError> {
+        let value = &self.clock_starts_at;
+        if value.is_empty() {
+            return Ok(None);
+        }
+        let time = chrono::DateTime::parse_from_rfc3339(value)
+            .map_err(|source| ConfigError::Clock { value: value.clone(), source })?;
+        Ok(Some(time.timestamp_millis()))
+    }
 }
 
 /// Runs s2 to s6 over what s1 found, each stage timed.

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::ConfigError;
 use crate::store::items::Items;
 
 /// Section `[regions]`.
@@ -23,6 +24,28 @@ pub struct Area {
     pub country: Option<String>,
     /// Degrees: south, west, north, east.
     pub bounds: Option<[f64; 4]>,
+}
+
+impl Config {
+    /// Refuses areas that could never fit, or name no region.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        for (at, area) in self.locations.iter().enumerate() {
+            let refused = |problem| Err(ConfigError::Area { at, problem });
+            if area.region.is_empty() {
+                return refused("name its region");
+            }
+            match area.bounds {
+                None if area.country.is_none() => {
+                    return refused("give a country or bounds = [south, west, north, east]");
+                }
+                Some([south, west, north, east]) if !(south <= north && west <= east) => {
+                    return refused("bounds are [south, west, north, east], each pair ascending");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where a request comes from.

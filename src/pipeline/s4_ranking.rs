@@ -1,13 +1,14 @@
 //! s4: the forest's score of every candidate.
 //!
 //! Fallback: with too little time left, or a score that is not a number, retrieval's order stands
-//! and the answer says `ranking`.
+//! and the answer says so.
 
 use std::time::Duration;
 
 use super::Context;
 use super::context::Ranked;
 use crate::forest::Matrix;
+use crate::monitor::Fallback;
 
 /// Fills the ranked list, parallel to the candidates; keeps every candidate and its order.
 pub fn run(cx: &mut Context) {
@@ -27,7 +28,7 @@ pub fn run(cx: &mut Context) {
             score: c.similarity,
         };
         scratch.ranked.extend(scratch.candidates.iter().map(by_similarity));
-        cx.degrade("ranking");
+        cx.degrade(Fallback::RetrievalOrder);
     }
 }
 
@@ -36,8 +37,7 @@ fn score(cx: &mut Context) -> bool {
     let rows = scratch.candidates.len();
     scratch.raw.clear();
     scratch.raw.resize(rows, 0.0);
-    let matrix =
-        Matrix { constants: &scratch.constants, columns: &scratch.columns, rows };
+    let matrix = Matrix::new(&scratch.constants, &scratch.columns, rows);
     cx.bundle.ranker.score(&matrix, &mut scratch.raw);
     scratch.raw.iter().all(|raw| raw.is_finite())
 }

@@ -8,6 +8,7 @@
 use serde::Deserialize;
 
 use super::Context;
+use super::ConfigError;
 use super::answer::Reason;
 use super::context::{Drops, Ranked};
 
@@ -23,6 +24,24 @@ pub struct Config {
     pub freshness_boost: f32,
     /// The boost halves every so many days of age.
     pub freshness_half_life_days: f64,
+}
+
+impl Config {
+    /// Refuses rules that could show nothing or order by nonsense.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.max_per_category == 0 {
+            return Err(ConfigError::Zero { key: "rules.max_per_category" });
+        }
+        let (key, value) = ("rules.freshness_boost", f64::from(self.freshness_boost));
+        if !(0.0..=100.0).contains(&value) {
+            return Err(ConfigError::Range { key, value, rule: "a share from 0 to 100" });
+        }
+        let (key, value) = ("rules.freshness_half_life_days", self.freshness_half_life_days);
+        if !(value > 0.0 && value.is_finite()) {
+            return Err(ConfigError::Range { key, value, rule: "a positive number of days" });
+        }
+        Ok(())
+    }
 }
 
 /// Orders the ranked list by its final score and cuts it to what is shown.

@@ -20,7 +20,7 @@ pub fn run(cx: &mut Context) -> Answer {
         bundle_version: cx.bundle.manifest.bundle_version.clone(),
         variant: cx.config.variant.clone(),
         items: cx.scratch.ranked.iter().map(item).collect(),
-        degraded: std::mem::take(&mut cx.degraded),
+        degraded: cx.degraded.iter().map(|fallback| fallback.name()).collect(),
         reasons: std::mem::take(&mut cx.reasons),
         timings: Timings::default(),
     }

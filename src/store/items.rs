@@ -296,8 +296,8 @@ mod tests {
         assert_eq!((items.find("b"), items.find("z")), (Some(b), None));
         assert_eq!(items.regions(), ["north", "south"]);
         let south = items.eligible(Some(1));
-        assert_eq!((south.get(0), south.get(1)), (true, false), "b is out of stock");
-        assert!(items.eligible(None).get(2) && !items.eligible(Some(0)).get(2));
+        assert_eq!((south.get(a), south.get(b)), (true, false), "b is out of stock");
+        assert!(items.eligible(None).get(c) && !items.eligible(Some(0)).get(c));
         let alcohol = items.label_bits(&["alcohol".to_owned(), "unknown".to_owned()]);
         assert!(items.labels(a) & alcohol != 0 && items.labels(c) & alcohol != 0);
         assert_eq!(items.labels(b) & alcohol, 0);

@@ -9,6 +9,7 @@
 
 mod embeddings;
 pub mod items;
+pub mod items;
 mod live;
 mod redis;
 mod users;

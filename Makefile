@@ -1,0 +1,29 @@
+# The few commands of Shortlist. Each calls one script in tools/; `make help` lists them.
+# SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test check demo clean-demo serve
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing; quiet when nothing is
+	@tools/setup.sh all
+
+build: ## build the release binary
+	@tools/build.sh
+
+test: ## what CI runs: build, fmt, clippy, every test against a Redis of its own
+	@tools/test.sh
+
+check: test ## test, plus documentation, the serving-only build and cargo-deny
+	@tools/check.sh
+
+demo: ## fetch the demo data, run the daily pipeline, serve it (PORT=8080, DEMO_EXIT=1 to end after one answer)
+	@tools/demo.sh
+
+clean-demo: ## stop the demo's Redis and delete what the demo made
+	@tools/clean-demo.sh
+
+serve: build ## serve what the demo published, without running the pipeline again
+	@tools/serve.sh

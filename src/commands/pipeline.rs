@@ -1,0 +1,75 @@
+//! `shortlist pipeline`: the day, whole or up to a step.
+
+use clap::Subcommand;
+
+use crate::config::Config;
+use crate::offline::{Day, Shared};
+
+
+/// Arguments of `shortlist pipeline`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    step: Step,
+}
+
+#[derive(Subcommand)]
+enum Step {
+    /// The whole day, collect to publish; what is done already is kept.
+    Run(RunArgs),
+    /// Collect and validate the window's events.
+    Collect,
+    /// Split the window by time; with all before it.
+    Split,
+    /// Compute the aggregates of every needed day; with all before it.
+    Features,
+    /// Train the two towers; with all before it.
+    Towers,
+    /// Embed the items; with all before it.
+    Embed,
+    /// Build the index; with all before it.
+    Index,
+    /// Train the ranker; with all before it.
+    Ranker,
+    /// Evaluate and print the table; with all before it.
+    Evaluate,
+    /// Ask the gate; with all before it.
+    Approve(RunArgs),
+    /// Publish the bundle; with all before it.
+    Publish(RunArgs),
+}
+
+#[derive(clap::Args)]
+struct RunArgs {
+    /// Publish although the gate refuses; the reason is recorded.
+    #[arg(long, value_name = "REASON")]
+    r#override: Option<String>,
+}
+
+/// Runs the steps.
+pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let (step, reason) = match &args.step {
+        Step::Run(run) | Step::Publish(run) => ("publish", run.r#override.clone()),
+        Step::Approve(run) => ("approve", run.r#override.clone()),
+        Step::Collect => ("collect", None),
+        Step::Split => ("split", None),
+        Step::Features => ("features", None),
+        Step::Towers => ("towers", None),
+        Step::Embed => ("embed", None),
+        Step::Index => ("index", None),
+        Step::Ranker => ("ranker", None),
+        Step::Evaluate => ("evaluate", None),
+    };
+    let shared = Shared {
+        towers: &config.towers,
+        index: &config.index,
+        registry: &config.registry,
+        candidates: config.pipeline.candidates,
+    };
+    let day = Day::new(&config.offline, shared, reason)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(config.offline.sql.threads())
+        .build()?
+        .block_on(day.run(step))
+}

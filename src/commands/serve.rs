@@ -1,0 +1,62 @@
+//! `shortlist serve`: everything is checked, then the port is bound, then the bundle is loaded.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::bundle::Bundle;
+use crate::config::Config;
+use crate::events::Log;
+use crate::monitor::{self, Health};
+use crate::pipeline::{Engine, Parts};
+use crate::server;
+use crate::store::Users;
+
+/// Arguments of `shortlist serve`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A bundle's directory; without one, the bundle that the registry says serves.
+    #[arg(long)]
+    bundle: Option<PathBuf>,
+    /// Overrides server.port; 0 lets the system choose.
+    #[arg(long)]
+    port: Option<u16>,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
+    if let Some(port) = args.port {
+        config.server.port = port;
+    }
+    config.check()?;
+    let dir = match args.bundle {
+        Some(dir) => dir,
+        None => super::bundle::serving(&config)?,
+    };
+    let exporter = monitor::install(&config.monitor)?;
+    let health = std::sync::Arc::new(Health::new());
+    let data_dir = &config.events.dir;
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("events.dir: create {}", data_dir.display()))?;
+    let events = Log::start(data_dir, &config.events, health.clone())?;
+    let requests = Log::start(data_dir, &config.events, health.clone())?;
+    let parts = server::Parts { events, requests, health: health.clone(), exporter };
+    actix_web::rt::System::new().block_on(async move {
+        let handle = tokio::runtime::Handle::current();
+        let server_config = config.server.clone();
+        let load = move || -> Result<Engine, Box<dyn std::error::Error + Send + Sync>> {
+            let bundle = Bundle::open(&dir, config.registry.verify, config.index.recall_target)?;
+            let users = handle.block_on(Users::open(&config.store, health))?;
+            Ok(Engine::start(Parts {
+                bundle,
+                users,
+                config: config.pipeline,
+                rules: config.rules,
+                regions: config.regions,
+                executor: config.executor,
+            })?)
+        };
+        server::run(&server_config, parts, load).await
+    })?;
+    Ok(())
+}

@@ -1,0 +1,436 @@
+//! The steps in order, each with what it depends on.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::as_of::Layout;
+use super::evaluate::{Report, Subject};
+use super::examples::Models;
+use super::load::Loaded;
+use super::split::Split;
+use super::workspace::{Fingerprint, Workspace, write_atomically};
+use super::{
+    aggregates, approve, collect, evaluate, load, publish, split, sql, train_ranker, train_towers,
+};
+use crate::bundle::{self, Bundle, Registry, files};
+use crate::features::Schema;
+use crate::forest::Forest;
+use crate::index::{self, Index, IvfIndex};
+use crate::towers::{self, Towers};
+use crate::types::DAY_MS;
+
+/// The steps by name, in order.
+pub const STEPS: [&str; 10] = [
+    "collect", "split", "features", "towers", "embed", "index", "ranker", "evaluate", "approve",
+    "publish",
+];
+
+/// Section `[offline]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the canonical tables are.
+    pub data_dir: PathBuf,
+    /// Where the run works; kept, so that a stopped run goes on.
+    pub work_dir: PathBuf,
+    /// The feature schema.
+    pub features: PathBuf,
+    /// Threads of training and evaluation; 0 is all cores.
+    pub threads: usize,
+    pub sql: sql::Config,
+    pub collect: collect::Config,
+    pub split: split::Config,
+    pub signals: load::Config,
+    pub towers: train_towers::Config,
+    pub ranker: train_ranker::Config,
+    pub evaluate: evaluate::Config,
+    pub gate: approve::Config,
+}
+
+/// Sections that the day shares with serving.
+pub struct Shared<'a> {
+    pub towers: &'a towers::Config,
+    pub index: &'a index::Config,
+    pub registry: &'a bundle::Config,
+    /// How many candidates a request ranks.
+    pub candidates: usize,
+}
+
+/// A run of the day.
+pub struct Day<'a> {
+    config: &'a Config,
+    shared: Shared<'a>,
+    work: Workspace,
+    schema_text: String,
+    schema: Schema,
+    pool: rayon::ThreadPool,
+    override_reason: Option<String>,
+}
+
+/// The moments whose item vectors a run makes: before the ranker's rows, and for serving.
+#[derive(Clone, Copy)]
+enum Moment {
+    Ranker,
+    Serving,
+}
+
+impl Moment {
+    fn name(self) -> &'static str {
+        match self {
+            Moment::Ranker => "ranker",
+            Moment::Serving => "serving",
+        }
+    }
+
+    fn time_ms(self, split: &Split) -> i64 {
+        match self {
+            Moment::Ranker => split.ranker_ms.start,
+            Moment::Serving => split.test_ms.start,
+        }
+    }
+}
+
+impl<'a> Day<'a> {
+    /// Checks the configuration and the schema. `override_reason` lets a refused bundle out.
+    pub fn new(
+        config: &'a Config,
+        shared: Shared<'a>,
+        override_reason: Option<String>,
+    ) -> Result<Self> {
+        let path = &config.features;
+        let schema_text = std::fs::read_to_string(path)
+            .with_context(|| format!("offline.features: read {}", path.display()))?;
+        let schema = Schema::parse(&schema_text).with_context(|| path.display().to_string())?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build()?;
+        let work = Workspace::open(&config.work_dir)?;
+        Ok(Self { config, shared, work, schema_text, schema, pool, override_reason })
+    }
+
+    /// Runs the steps up to and including `last`; what is done is kept.
+    pub async fn run(&self, last: &str) -> Result<()> {
+        let wanted = STEPS.iter().position(|step| *step == last);
+        let wanted = wanted.with_context(|| format!("no step `{last}`"))?;
+        let reached = |step: &str| STEPS.iter().position(|s| *s == step) <= Some(wanted);
+        let config = self.config;
+        let fp = Fingerprint::start()
+            .and(format!("{:?}{:?}", config.data_dir, config.collect))
+            .and(collect::input_fingerprint(&config.data_dir)?);
+        let collected = self.work.dir("collect");
+        let window = collect::window(&config.collect, &config.data_dir)?;
+        if !collected.join("done.json").exists() || reached("collect") {
+            collect::step(&self.work, &fp, &config.data_dir, &config.collect, &config.sql).await?;
+        }
+        if !reached("split") {
+            return Ok(());
+        }
+        let fp = fp.and(format!("{:?}{:?}", config.split, config.signals));
+        let split = Split::new(window.start, window.end, &config.split)?;
+        self.work.step("split", &fp, |dir| {
+            write_atomically(&dir.join("split.json"), &serde_json::to_vec_pretty(&split)?)
+        })?;
+        if !reached("features") {
+            return Ok(());
+        }
+        let loaded = self.pool.install(|| Loaded::open(&collected, &config.signals))?;
+        let days = self.days(&loaded, &split);
+        let fp = fp.and(&self.schema_text).and(format!("{days:?}")).and(sql::fingerprint());
+        aggregates::step(&self.work, &fp, &collected, &days, &config.sql).await?;
+        let features = self.work.dir("features");
+        let latest = aggregates::day_dir(&features, split.test_ms.start);
+        let layout = Layout::new(&self.schema, &config.towers.inputs, &loaded, &latest)?;
+        let run = Run { day: self, loaded: &loaded, layout: &layout, split: &split, features };
+        let mut fp = fp;
+        for step in ["towers", "embed", "index", "ranker"] {
+            if !reached(step) {
+                return Ok(());
+            }
+            fp = fp.and(run.settings(step));
+            self.work.step(step, &fp, |dir| self.pool.install(|| run.train(step, dir)))?;
+        }
+        if !reached("evaluate") {
+            return Ok(());
+        }
+        let registry = Registry::open(&self.shared.registry.url)?;
+        let current = registry.current().await?.map(|(_, rollout)| rollout.bundle);
+        let current = current.and_then(|version| run.baseline(&registry, version));
+        let previous = current.as_deref().and_then(|version| run.previous(&registry, version));
+        let fp = fp.and(format!("{:?}{:?}", config.evaluate, current));
+        self.work.step("evaluate", &fp, |dir| {
+            self.pool.install(|| run.evaluate(dir, previous.as_ref()))
+        })?;
+        let report = self.report()?;
+        report.lines().iter().for_each(|line| tracing::info!("{line}"));
+        if !reached("approve") {
+            return Ok(());
+        }
+        self.approve(&report)?;
+        if !reached("publish") {
+            return Ok(());
+        }
+        let (dir, version) = self.pool.install(|| run.assemble(&report, current))?;
+        Bundle::open(&dir, true, self.shared.index.recall_target)
+            .context("the assembled bundle does not open")?;
+        publish::publish(&registry, &dir, &version, "approved by the gate").await?;
+        tracing::info!("published {version} to {}", self.shared.registry.url);
+        Ok(())
+    }
+
+    /// The evaluation's report of the last run.
+    pub fn report(&self) -> Result<Report> {
+        read_json(&self.work.dir("evaluate").join(files::REPORT))
+    }
+
+    /// Every midnight whose aggregates a row or a bundle of this run reads.
+    fn days(&self, loaded: &Loaded, split: &Split) -> Vec<i64> {
+        let towers = &self.config.towers;
+        let snapshots = train_towers::snapshot_times(loaded, split, towers);
+        let mut days: Vec<i64> = snapshots.into_iter().map(|(_, day)| day).collect();
+        days.push(train_towers::validation_start(split, towers));
+        let test_days = i64::from(self.config.evaluate.ranker_days);
+        let end = split.test_ms.end.min(split.test_ms.start + test_days * DAY_MS);
+        days.extend((split.ranker_ms.start..end).step_by(DAY_MS as usize));
+        days.sort_unstable();
+        days.dedup();
+        days
+    }
+
+    fn approve(&self, report: &Report) -> Result<()> {
+        let decision =
+            approve::decide(report, &self.config.gate, self.override_reason.clone())?;
+        for check in &decision.checks {
+            let mark = if check.passed { "passed" } else { "REFUSED" };
+            tracing::info!("gate: {mark} {}: {}", check.name, check.text);
+        }
+        let dir = self.work.dir("approve");
+        std::fs::create_dir_all(&dir)?;
+        let path = dir.join("decision.json");
+        write_atomically(&path, &serde_json::to_vec_pretty(&decision)?)?;
+        if !decision.approved && decision.overridden.is_none() {
+            bail!(
+                "the gate refused the new models (see {}); nothing was published, the serving \
+                 bundle stays. `--override REASON` publishes all the same and is recorded",
+                path.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What every step after the tables reads.
+struct Run<'a> {
+    day: &'a Day<'a>,
+    loaded: &'a Loaded,
+    layout: &'a Layout,
+    split: &'a Split,
+    features: PathBuf,
+}
+
+impl Run<'_> {
+    /// The settings that a step's output depends on.
+    fn settings(&self, step: &str) -> String {
+        let (config, shared) = (self.day.config, &self.day.shared);
+        match step {
+            "towers" => format!("{:?}{:?}", config.towers, shared.towers),
+            "index" => format!("{:?}", shared.index),
+            "ranker" => format!("{:?}{}", config.ranker, shared.candidates),
+            _ => String::new(),
+        }
+    }
+
+    fn train(&self, step: &str, dir: &Path) -> Result<()> {
+        match step {
+            "towers" => self.towers(dir),
+            "embed" => self.embed(dir),
+            "index" => self.index(dir),
+            "ranker" => self.ranker(dir),
+            _ => bail!("no step `{step}`"),
+        }
+    }
+
+    fn towers(&self, dir: &Path) -> Result<()> {
+        let (config, model) = (&self.day.config.towers, self.day.shared.towers);
+        train_towers::run(
+            self.loaded,
+            self.layout,
+            &self.features,
+            self.split,
+            config,
+            model,
+            dir,
+        )
+    }
+
+    fn open_towers(&self) -> Result<Towers> {
+        Ok(Towers::open(&self.day.work.dir("towers").join(files::TOWERS))?)
+    }
+
+    fn embed(&self, dir: &Path) -> Result<()> {
+        let towers = self.open_towers()?;
+        for moment in [Moment::Ranker, Moment::Serving] {
+            let day = aggregates::day_dir(&self.features, moment.time_ms(self.split));
+            let items = self.layout.item_columns(&day, self.loaded)?;
+            let inputs = &self.day.config.towers.inputs;
+            let vectors = train_towers::item_vectors(&towers, inputs, &items)?;
+            let path = dir.join(format!("{}.bin", moment.name()));
+            let mut file = crate::sections::SectionsWriter::create(&path, 1)?;
+            file.write("vectors", &vectors)?;
+            file.finish()?;
+        }
+        Ok(())
+    }
+
+    fn vectors(&self, moment: Moment) -> Result<crate::sections::Column<f32>> {
+        let path = self.day.work.dir("embed").join(format!("{}.bin", moment.name()));
+        Ok(crate::sections::Sections::open(&path)?.get("vectors")?)
+    }
+
+    fn index(&self, dir: &Path) -> Result<()> {
+        let dim = self.open_towers()?.dim();
+        for moment in [Moment::Ranker, Moment::Serving] {
+            let vectors = self.vectors(moment)?;
+            let bar = super::progress::bar("build index", 0);
+            let index = IvfIndex::build(&vectors, dim, &[], self.day.shared.index, &|at, of| {
+                bar.set_length(of);
+                bar.set_position(at);
+            })?;
+            bar.finish_and_clear();
+            index.save(&dir.join(format!("{}.bin", moment.name())))?;
+        }
+        Ok(())
+    }
+
+    fn open_index(&self, moment: Moment) -> Result<IvfIndex> {
+        let path = self.day.work.dir("index").join(format!("{}.bin", moment.name()));
+        let mut index = IvfIndex::open(&path)?;
+        index.set_recall_target(self.day.shared.index.recall_target)?;
+        Ok(index)
+    }
+
+    fn models<'b>(&'b self, towers: &'b Towers, index: &'b dyn Index) -> Models<'b> {
+        Models {
+            schema: &self.day.schema,
+            towers,
+            tower_inputs: &self.day.config.towers.inputs,
+            index,
+            candidates: self.day.shared.candidates,
+        }
+    }
+
+    fn ranker(&self, dir: &Path) -> Result<()> {
+        let (towers, index) = (self.open_towers()?, self.open_index(Moment::Ranker)?);
+        let summary = train_ranker::run(
+            self.loaded,
+            self.layout,
+            &self.features,
+            &self.models(&towers, &index),
+            self.split,
+            &self.day.config.signals.impression_event,
+            &self.day.config.ranker,
+            self.day.pool.current_num_threads(),
+            dir,
+        )?;
+        write_atomically(&dir.join("ranker.json"), &serde_json::to_vec_pretty(&summary)?)
+    }
+
+    fn evaluate(&self, dir: &Path, previous: Option<&Forest>) -> Result<()> {
+        let (towers, index) = (self.open_towers()?, self.open_index(Moment::Serving)?);
+        let path = self.day.work.dir("ranker").join(files::RANKER);
+        let ranker = Forest::parse(&std::fs::read_to_string(&path)?)?;
+        let vectors = self.vectors(Moment::Serving)?;
+        let models = self.models(&towers, &index);
+        let subject = Subject { models, vectors: &vectors, ranker: &ranker };
+        let report = evaluate::run(
+            self.loaded,
+            self.layout,
+            &self.features,
+            &subject,
+            previous,
+            &self.split.test_ms,
+            &self.day.config.signals.impression_event,
+            &self.day.config.evaluate,
+        )?;
+        write_atomically(&dir.join(files::REPORT), &serde_json::to_vec_pretty(&report)?)
+    }
+
+    /// What the new models are compared with: the serving bundle; when that is this very run's,
+    /// published before, the one it replaced.
+    fn baseline(&self, registry: &Registry, serving: String) -> Option<String> {
+        let manifest = bundle::Manifest::open(&registry.bundle_dir(&serving).ok()?, false).ok()?;
+        let ours = |(step, name): (&str, &str)| {
+            let ours = bundle::FileEntry::of(&self.day.work.dir(step).join(name)).ok();
+            manifest.files.get(name) == ours.as_ref()
+        };
+        if [("towers", files::TOWERS), ("ranker", files::RANKER)].into_iter().all(ours) {
+            manifest.parents.first().cloned()
+        } else {
+            Some(serving)
+        }
+    }
+
+    /// The serving bundle's ranker, when it reads the same columns.
+    fn previous(&self, registry: &Registry, version: &str) -> Option<Forest> {
+        let recall_target = self.day.shared.index.recall_target;
+        let dir = registry.bundle_dir(version).ok()?;
+        match Bundle::open(&dir, false, recall_target) {
+            Ok(bundle) if bundle.schema.fingerprint() == self.day.schema.fingerprint() => {
+                Some(bundle.ranker)
+            }
+            Ok(_) => {
+                tracing::warn!("{version} reads other features; it is no baseline for the ranker");
+                None
+            }
+            Err(error) => {
+                tracing::warn!("{version} does not open and is no baseline: {error}");
+                None
+            }
+        }
+    }
+
+    /// Puts the parts into one directory, manifest last.
+    fn assemble(&self, report: &Report, parent: Option<String>) -> Result<(PathBuf, String)> {
+        let dir = self.day.work.dir("publish");
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir)?;
+        }
+        std::fs::create_dir_all(&dir)?;
+        let time_ms = Moment::Serving.time_ms(self.split);
+        let day = aggregates::day_dir(&self.features, time_ms);
+        let as_of = self.layout.read(&day, time_ms, self.loaded)?;
+        publish::write_tables(&dir, self.loaded, &as_of)?;
+        let work = &self.day.work;
+        let copies = [
+            (work.dir("towers").join(files::TOWERS), files::TOWERS),
+            (work.dir("index").join("serving.bin"), files::INDEX),
+            (work.dir("ranker").join(files::RANKER), files::RANKER),
+            (work.dir("evaluate").join(files::REPORT), files::REPORT),
+        ];
+        for (from, name) in copies {
+            std::fs::copy(&from, dir.join(name))
+                .with_context(|| format!("copy {}", from.display()))?;
+        }
+        std::fs::write(dir.join(files::FEATURES), &self.day.schema_text)?;
+        let dictionaries = serde_json::to_vec(&self.layout.dictionaries)?;
+        std::fs::write(dir.join(files::DICTIONARIES), dictionaries)?;
+        let towers = self.open_towers()?;
+        let headline = |(name, e): (&String, &super::metrics::Estimate)| (name.clone(), e.mean);
+        let about = publish::About {
+            tower_version: towers.version(),
+            schema_fingerprint: self.day.schema.fingerprint(),
+            as_of_ms: time_ms,
+            training_window_ms: [self.split.towers_ms.start, self.split.validation_ms.end],
+            tower_inputs: &self.day.config.towers.inputs,
+            metrics: report.ranker.iter().map(headline).collect(),
+            parents: parent.into_iter().collect(),
+        };
+        let version = publish::write_manifest(&dir, about)?;
+        Ok((dir, version))
+    }
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))
+}
+

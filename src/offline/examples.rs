@@ -1,0 +1,343 @@
+//! The ranker's examples: requests of the past with their candidates, labels and feature rows.
+//!
+//! Where impressions were logged they are the examples: what was shown, and whether it was a
+//! success. Where none exist, a moment at which a user succeeded (a basket) is a request, its
+//! candidates are what retrieval would have shown then, and its labels are what the user took.
+//! Point in time: the user's history ends strictly before the moment, and every statistic is of
+//! the last daily materialisation before it.
+
+use std::collections::HashSet;
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::as_of::{AsOf, history};
+use super::dataset::Event;
+use super::load::Loaded;
+use crate::bundle::{EncodeScratch, TowerInputs, TowerUser};
+use crate::features::{Candidate, History, Plan, RequestInput, Schema};
+use crate::index::{self, Filter, Index};
+use crate::kernels;
+use crate::towers::Towers;
+use crate::types::{DAY_MS, ItemIdx, day_start_ms};
+
+/// One request of the past.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub user: u32,
+    pub time_ms: i64,
+    /// Codes in the order of the schema's context names.
+    pub context: Vec<f32>,
+    pub candidates: Vec<Candidate>,
+    /// 1 for a success, parallel to the candidates.
+    pub labels: Vec<f32>,
+    /// Successes of the moment that are not among the candidates.
+    pub missed: u32,
+}
+
+/// Filled rows of some groups.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// Row-major, `labels.len()` rows.
+    pub values: Vec<f32>,
+    pub labels: Vec<f32>,
+    /// Rows of each group.
+    pub group_rows: Vec<u32>,
+    /// User of each group.
+    pub users: Vec<u32>,
+}
+
+/// The models that place users and items, and what they read.
+#[derive(Clone, Copy)]
+pub struct Models<'a> {
+    pub schema: &'a Schema,
+    pub towers: &'a Towers,
+    pub tower_inputs: &'a TowerInputs,
+    pub index: &'a dyn Index,
+    /// How many candidates retrieval gives.
+    pub candidates: usize,
+}
+
+/// Where examples come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Impressions,
+    Retrieval,
+}
+
+impl Kind {
+    /// Impressions, when the window has any.
+    pub fn of(loaded: &Loaded, impression: &str, window_ms: [i64; 2]) -> Self {
+        let kind = loaded.data.kinds.iter().position(|k| k == impression);
+        let shown = |e: &Event| {
+            Some(e.kind as usize) == kind && e.timed && (window_ms[0]..window_ms[1]).contains(&e.time_ms)
+        };
+        if loaded.data.events.iter().any(shown) { Kind::Impressions } else { Kind::Retrieval }
+    }
+}
+
+/// The groups of one day, by user and time; `as_of` is of that day's midnight.
+pub fn groups_of_day(
+    loaded: &Loaded,
+    models: &Models,
+    as_of: &AsOf,
+    kind: Kind,
+    impression: &str,
+) -> Result<Vec<Group>> {
+    let day_ms = as_of.time_ms;
+    ensure!(day_ms == day_start_ms(day_ms), "tables of a day are of its midnight");
+    let window = day_ms..day_ms + DAY_MS;
+    let tower_user = TowerUser::new(models.tower_inputs, as_of.users.columns())?;
+    let impression = loaded.data.kinds.iter().position(|k| k == impression);
+    let names = models.schema.context_names();
+    let groups = (0..loaded.data.users.len() as u32)
+        .into_par_iter()
+        .map_init(
+            || (Finder::new(models), Vec::new()),
+            |(finder, moments), user| {
+                moments.clear();
+                moments_of(loaded, user, &window, kind, impression, moments);
+                let make = |moment: &Moment| {
+                    let past = history(loaded, user, moment.time_ms);
+                    let past: Vec<ItemIdx> = past.into_iter().map(|(item, _)| item).collect();
+                    finder.encode(models, &tower_user, as_of, user, &past);
+                    finder.group(loaded, models, user, moment, kind, &names)
+                };
+                moments.iter().map(make).collect::<Vec<_>>()
+            },
+        )
+        .flatten_iter()
+        .collect();
+    Ok(groups)
+}
+
+/// Fills the rows of groups, all of one day.
+pub fn rows_of_day(
+    loaded: &Loaded,
+    schema: &Schema,
+    as_of: &AsOf,
+    groups: &[Group],
+) -> Result<Rows> {
+    let plan = Plan::new(schema, &as_of.users, &as_of.items)?;
+    let parts: Vec<Rows> =
+        groups.par_iter().map(|group| group_rows(loaded, &plan, as_of, group)).collect();
+    let mut rows = Rows::default();
+    parts.into_iter().for_each(|part| rows.append(part));
+    Ok(rows)
+}
+
+/// The feature columns of one group, as serving would fill them: constants, then column-major.
+pub fn columns_of(
+    loaded: &Loaded,
+    plan: &Plan,
+    as_of: &AsOf,
+    group: &Group,
+) -> (Vec<f32>, Vec<f32>) {
+    let (items, times): (Vec<_>, Vec<_>) =
+        history(loaded, group.user, group.time_ms).into_iter().unzip();
+    let request = RequestInput {
+        time_ms: group.time_ms,
+        user: as_of.users.row(group.user),
+        context: &group.context,
+        history: History::new(&items, &times),
+    };
+    let mut constants = vec![0.0; plan.constant_count()];
+    let mut columns = vec![0.0; plan.column_count() * group.candidates.len()];
+    plan.constants(&request, &mut constants);
+    plan.columns(&request, &as_of.items, &group.candidates, &mut columns);
+    (constants, columns)
+}
+
+impl Rows {
+    /// Appends the rows of another.
+    pub fn append(&mut self, other: Rows) {
+        self.values.extend(other.values);
+        self.labels.extend(other.labels);
+        self.group_rows.extend(other.group_rows);
+        self.users.extend(other.users);
+    }
+}
+
+fn group_rows(loaded: &Loaded, plan: &Plan, as_of: &AsOf, group: &Group) -> Rows {
+    let (constants, columns) = columns_of(loaded, plan, as_of, group);
+    let n = group.candidates.len();
+    let mut values = Vec::with_capacity(n * (constants.len() + plan.column_count()));
+    for row in 0..n {
+        values.extend_from_slice(&constants);
+        values.extend((0..plan.column_count()).map(|column| columns[column * n + row]));
+    }
+    Rows {
+        values,
+        labels: group.labels.clone(),
+        group_rows: vec![n as u32],
+        users: vec![group.user],
+    }
+}
+
+/// Keeps every success and up to `negatives` other candidates of each group, evenly spread over
+/// the ranking from a place that depends on the group: cheap, seeded by nothing, and never biased
+/// to the top.
+pub fn sample_negatives(groups: &mut Vec<Group>, negatives: usize) {
+    for (number, group) in groups.iter_mut().enumerate() {
+        let others = group.labels.iter().filter(|&&label| label == 0.0).count();
+        let step = (others / negatives.max(1)).max(1);
+        let (mut at, phase) = (0, number % step);
+        let keep: Vec<bool> = group
+            .labels
+            .iter()
+            .map(|&label| {
+                at += usize::from(label == 0.0);
+                label != 0.0 || at % step == phase % step
+            })
+            .collect();
+        let mut flags = keep.iter();
+        group.candidates.retain(|_| *flags.next().expect("one flag a candidate"));
+        let mut flags = keep.iter();
+        group.labels.retain(|_| *flags.next().expect("one flag a label"));
+    }
+    groups.retain(|group| group.labels.contains(&1.0));
+}
+
+/// A user at a moment, with what was shown (or taken) then: positions in the dataset's events.
+struct Moment {
+    time_ms: i64,
+    events: std::ops::Range<usize>,
+}
+
+fn moments_of(
+    loaded: &Loaded,
+    user: u32,
+    window: &std::ops::Range<i64>,
+    kind: Kind,
+    impression: Option<usize>,
+    out: &mut Vec<Moment>,
+) {
+    let span = loaded.data.range(user);
+    let counts = |e: &Event| match kind {
+        Kind::Impressions => Some(e.kind as usize) == impression,
+        Kind::Retrieval => e.positive && e.timed,
+    };
+    for at in span {
+        let event = &loaded.data.events[at];
+        if !window.contains(&event.time_ms) || !counts(event) {
+            continue;
+        }
+        let same = |m: &&mut Moment| m.time_ms == event.time_ms && m.events.end == at;
+        match out.last_mut().filter(same) {
+            Some(moment) => moment.events.end = at + 1,
+            None => out.push(Moment { time_ms: event.time_ms, events: at..at + 1 }),
+        }
+    }
+}
+
+/// Buffers to place a user and find candidates.
+struct Finder {
+    encode: EncodeScratch,
+    search: index::Scratch,
+    vector: Vec<f32>,
+    hits: Vec<index::Hit>,
+}
+
+impl Finder {
+    fn new(models: &Models) -> Self {
+        Self {
+            encode: EncodeScratch::new(models.towers),
+            search: index::Scratch::default(),
+            vector: vec![0.0; models.towers.dim()],
+            hits: Vec::new(),
+        }
+    }
+
+    fn encode(
+        &mut self,
+        models: &Models,
+        tower_user: &TowerUser,
+        as_of: &AsOf,
+        user: u32,
+        past: &[ItemIdx],
+    ) {
+        let row = as_of.users.row(user);
+        tower_user.encode(models.towers, row, past, &mut self.encode, &mut self.vector);
+    }
+
+    fn group(
+        &mut self,
+        loaded: &Loaded,
+        models: &Models,
+        user: u32,
+        moment: &Moment,
+        kind: Kind,
+        names: &[String],
+    ) -> Group {
+        let first = moment.events.start;
+        let code = |name: &String| {
+            let column = loaded.data.context.iter().find(|(n, _)| n == name);
+            column.map_or(f32::NAN, |(_, codes)| codes[first])
+        };
+        let context = names.iter().map(code).collect();
+        let events = &loaded.data.events[moment.events.clone()];
+        let (candidates, labels, missed) = match kind {
+            Kind::Impressions => self.shown(loaded, models, user, events),
+            Kind::Retrieval => self.retrieved(models, events),
+        };
+        Group { user, time_ms: moment.time_ms, context, candidates, labels, missed }
+    }
+
+    fn shown(
+        &self,
+        loaded: &Loaded,
+        models: &Models,
+        user: u32,
+        events: &[Event],
+    ) -> (Vec<Candidate>, Vec<f32>, u32) {
+        let candidate = |e: &Event| {
+            let item = ItemIdx(e.item);
+            Candidate {
+                item,
+                similarity: kernels::dot(&self.vector, models.index.vector(item)),
+                retrieval_rank: f32::NAN,
+                retrieval_score: f32::NAN,
+            }
+        };
+        let label = |e: &Event| if succeeded(loaded, user, e) { 1.0 } else { 0.0 };
+        (events.iter().map(candidate).collect(), events.iter().map(label).collect(), 0)
+    }
+
+    fn retrieved(
+        &mut self,
+        models: &Models,
+        events: &[Event],
+    ) -> (Vec<Candidate>, Vec<f32>, u32) {
+        let filter = Filter { allowed: None, excluded: &[] };
+        let (search, hits) = (&mut self.search, &mut self.hits);
+        models.index.search(&self.vector, models.candidates, &filter, search, hits);
+        let taken: HashSet<u32> = events.iter().map(|e| e.item).collect();
+        let candidates: Vec<Candidate> = hits
+            .iter()
+            .enumerate()
+            .map(|(rank, hit)| Candidate {
+                item: hit.item,
+                similarity: hit.score,
+                retrieval_rank: rank as f32,
+                retrieval_score: hit.score,
+            })
+            .collect();
+        let label = |c: &Candidate| if taken.contains(&c.item.0) { 1.0 } else { 0.0 };
+        let labels: Vec<f32> = candidates.iter().map(label).collect();
+        let found = labels.iter().filter(|&&label| label == 1.0).count();
+        (candidates, labels, (taken.len() - found) as u32)
+    }
+}
+
+/// Whether what was shown led to a success: the same request (or, without request ids, the same
+/// user within a day) has a positive of the item; else the imported label says.
+fn succeeded(loaded: &Loaded, user: u32, shown: &Event) -> bool {
+    let later = loaded.data.user(user);
+    let from = later.partition_point(|e| e.time_ms < shown.time_ms);
+    let joins = |e: &&Event| {
+        e.item == shown.item && e.positive && e.kind != shown.kind && e.request == shown.request
+    };
+    let window_end = shown.time_ms + DAY_MS;
+    let hit = later[from..].iter().take_while(|e| e.time_ms < window_end).any(|e| joins(&e));
+    hit || shown.label >= 0.5
+}

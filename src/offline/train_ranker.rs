@@ -1,0 +1,178 @@
+//! Step `ranker`: LightGBM on the days between the towers' and the test.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::as_of::Layout;
+use super::examples::{self, Kind, Models, Rows};
+use super::load::Loaded;
+use super::split::Split;
+use super::{aggregates, progress};
+use crate::ffi::lightgbm::{self, Dataset, EarlyStop, Params, Table, Target};
+use crate::types::DAY_MS;
+
+/// Section `[offline.ranker]`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// At most so many trees; early stopping keeps fewer.
+    pub rounds_max: u32,
+    /// Rounds without a better validation metric after which training ends.
+    pub patience_rounds: u32,
+    /// The validation metric that is watched.
+    pub metric: String,
+    /// Candidates without a success that are kept of a request whose candidates come from
+    /// retrieval.
+    pub negatives_per_request: usize,
+    /// At most so many requests a day, evenly spread.
+    pub requests_per_day_max: usize,
+    pub seed: u32,
+    /// Passed to LightGBM as they are.
+    pub params: BTreeMap<String, toml::Value>,
+}
+
+/// What training came to; `ranker.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    pub rows: usize,
+    pub validation_rows: usize,
+    pub positives: usize,
+    pub trees: u32,
+    pub validation: BTreeMap<String, f64>,
+    /// Share of the total gain by feature, largest first.
+    pub importance: Vec<(String, f64)>,
+    /// Successes that retrieval would not have shown: no example has them.
+    pub missed_by_retrieval: u64,
+}
+
+/// Trains and writes `ranker.txt` and `ranker.json`.
+pub fn run(
+    loaded: &Loaded,
+    layout: &Layout,
+    features: &Path,
+    models: &Models,
+    split: &Split,
+    impression: &str,
+    config: &Config,
+    threads: usize,
+    out: &Path,
+) -> Result<Summary> {
+    let from = Source { loaded, layout, features, models, impression, config };
+    let (train, missed) = from.rows(&split.ranker_ms, "ranker rows")?;
+    let (valid, _) = from.rows(&split.validation_ms, "validation rows")?;
+    for (rows, window) in [(&train, &split.ranker_ms), (&valid, &split.validation_ms)] {
+        ensure!(
+            rows.labels.contains(&1.0) && rows.labels.contains(&0.0),
+            "{} to {}: {} examples without both outcomes; collect more days",
+            crate::types::date_of(window.start),
+            crate::types::date_of(window.end),
+            rows.labels.len()
+        );
+    }
+    let schema = models.schema;
+    let names: Vec<String> = schema.features().iter().map(|f| f.name.clone()).collect();
+    let categories: Vec<usize> =
+        (0..schema.len()).filter(|&at| schema.features()[at].is_category()).collect();
+    let mut params = Params::reproducible(config.seed, threads).with_categorical(&categories);
+    for (key, value) in &config.params {
+        params = params.with(key, value.to_string().trim_matches('"'));
+    }
+    params = params.with("metric", &config.metric);
+    let target = |rows: &Rows| rows.group_rows.clone();
+    let (train_groups, valid_groups) = (target(&train), target(&valid));
+    let data = Dataset::new(
+        table(&train, schema.len()),
+        Target { labels: &train.labels, weights: None, groups: Some(&train_groups) },
+        &names,
+        &params,
+    )?;
+    let check = data.validation(
+        table(&valid, schema.len()),
+        Target { labels: &valid.labels, weights: None, groups: Some(&valid_groups) },
+        &params,
+    )?;
+    let bar = progress::bar("train ranker", u64::from(config.rounds_max));
+    let stop = EarlyStop { metric: &config.metric, patience_rounds: config.patience_rounds };
+    let trained =
+        lightgbm::train(&params, &data, Some(&check), config.rounds_max, Some(stop), |round| {
+            bar.set_position(u64::from(round.round));
+            if let (Some(name), Some(value)) = (round.metrics.first(), round.values.first()) {
+                bar.set_message(format!("{name} {value:.4}"));
+            }
+        })?;
+    bar.finish_and_clear();
+    std::fs::write(out.join(crate::bundle::files::RANKER), &trained.model)?;
+    let forest = crate::forest::Forest::parse(&trained.model)
+        .context("LightGBM wrote a model that the evaluator refuses")?;
+    let gain: f64 = forest.importance().iter().map(|i| i.gain).sum();
+    let mut importance: Vec<(String, f64)> =
+        forest.importance().into_iter().map(|i| (i.feature, i.gain / gain.max(1e-300))).collect();
+    importance.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let validation = trained
+        .metrics
+        .iter()
+        .filter_map(|name| Some((name.clone(), trained.best(name)?)))
+        .collect();
+    Ok(Summary {
+        rows: train.labels.len(),
+        validation_rows: valid.labels.len(),
+        positives: train.labels.iter().filter(|&&label| label == 1.0).count(),
+        trees: trained.best_round,
+        validation,
+        importance,
+        missed_by_retrieval: missed,
+    })
+}
+
+fn table(rows: &Rows, columns: usize) -> Table<'_> {
+    Table {
+        values: &rows.values,
+        rows: rows.labels.len(),
+        columns,
+        layout: lightgbm::Layout::Rows,
+    }
+}
+
+struct Source<'a> {
+    loaded: &'a Loaded,
+    layout: &'a Layout,
+    features: &'a Path,
+    models: &'a Models<'a>,
+    impression: &'a str,
+    config: &'a Config,
+}
+
+impl Source<'_> {
+    /// The rows of a window, day by day, and how many successes retrieval missed.
+    fn rows(&self, window: &Range<i64>, title: &'static str) -> Result<(Rows, u64)> {
+        let kind = Kind::of(self.loaded, self.impression, [window.start, window.end]);
+        let days: Vec<i64> = window.clone().step_by(DAY_MS as usize).collect();
+        let bar = progress::bar(title, days.len() as u64);
+        let (mut rows, mut missed) = (Rows::default(), 0);
+        for day_ms in days {
+            let dir = aggregates::day_dir(self.features, day_ms);
+            let as_of = self.layout.read(&dir, day_ms, self.loaded)?;
+            let mut groups =
+                examples::groups_of_day(self.loaded, self.models, &as_of, kind, self.impression)?;
+            missed += groups.iter().map(|g| u64::from(g.missed)).sum::<u64>();
+            if kind == Kind::Retrieval {
+                let step = groups.len().div_ceil(self.config.requests_per_day_max.max(1)).max(1);
+                groups = groups.into_iter().step_by(step).collect();
+                examples::sample_negatives(&mut groups, self.config.negatives_per_request);
+            }
+            rows.append(examples::rows_of_day(
+                self.loaded,
+                self.models.schema,
+                &as_of,
+                &groups,
+            )?);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok((rows, missed))
+    }
+}

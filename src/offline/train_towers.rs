@@ -1,0 +1,293 @@
+//! Step `towers`: trains both towers on the days before the ranker's.
+//!
+//! Rows are baskets (or clicks) with the history before them; item and user numbers are those of
+//! the last snapshot taken before the row, as serving would have read them. The last days are
+//! held out: epochs are judged by recall of items new to the user there.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
+
+use super::as_of::{AsOf, Layout};
+use super::load::Loaded;
+use super::recall::{self, Scope};
+use super::split::Split;
+use super::{aggregates, progress};
+use crate::bundle::{TowerInputs, TowerUser, code};
+use crate::features::ItemColumns;
+use crate::towers::train::{Data, Observer, Progress, Row, encode_all, rows_of, train};
+use crate::towers::{self, Towers};
+use crate::types::ItemIdx;
+
+/// Section `[offline.towers]`: what goes in; the networks themselves are `[towers]`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Columns that the towers read.
+    pub inputs: TowerInputs,
+    /// Days between two snapshots of the numbers that rows read.
+    pub snapshot_every_days: i64,
+    /// Days of events before the first row, so that its history and numbers are not empty.
+    pub warm_up_days: i64,
+    /// Days held out to judge epochs.
+    pub validation_days: i64,
+    /// Recall is judged among so many items.
+    pub judge_at: usize,
+    /// At most so many users judge an epoch.
+    pub judge_users_max: usize,
+}
+
+/// What the towers need of one moment.
+struct Snapshot {
+    time_ms: i64,
+    dense: Vec<f32>,
+    users: crate::features::UserTable,
+}
+
+/// Trains and writes `towers.bin`.
+pub fn run(
+    loaded: &Loaded,
+    layout: &Layout,
+    features: &Path,
+    split: &Split,
+    config: &Config,
+    model: &towers::Config,
+    out: &Path,
+) -> Result<()> {
+    let times = snapshot_times(loaded, split, config);
+    let snapshots = times
+        .iter()
+        .map(|&(from_ms, day_ms)| {
+            let as_of = layout.read(&aggregates::day_dir(features, day_ms), day_ms, loaded)?;
+            let dense = item_dense(&as_of.items, &config.inputs)?;
+            Ok(Snapshot { time_ms: from_ms, dense, users: as_of.users })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let day_ms = validation_start(split, config);
+    let validation = layout.read(&aggregates::day_dir(features, day_ms), day_ms, loaded)?;
+    let inputs = Inputs::collect(loaded, layout, config, &snapshots, &validation, split)?;
+    let bar = progress::bar("train towers", u64::from(model.epochs_max));
+    let mut observer = Judge { loaded, config, validation: &validation, split, bar };
+    let towers = train(&inputs.data(&snapshots), model, &mut observer)?;
+    observer.bar.finish_and_clear();
+    towers.save(&out.join(crate::bundle::files::TOWERS))?;
+    Ok(())
+}
+
+/// The vectors of all items as of a moment, `items x dim`, in row order.
+pub fn item_vectors(
+    towers: &Towers,
+    inputs: &TowerInputs,
+    items: &ItemColumns,
+) -> Result<Vec<f32>> {
+    let (codes, dense) = (item_codes(items, inputs)?, item_dense(items, inputs)?);
+    Ok(encode_all(towers, &codes, &dense))
+}
+
+/// Moments from which a snapshot counts, with the day whose tables it reads.
+pub fn snapshot_times(loaded: &Loaded, split: &Split, config: &Config) -> Vec<(i64, i64)> {
+    let timed = |e: &super::dataset::Event| e.timed && e.positive && e.time_ms < split.towers_ms.end;
+    if !loaded.data.events.iter().any(timed) {
+        return vec![(i64::MIN, validation_start(split, config))];
+    }
+    let every_ms = config.snapshot_every_days * crate::types::DAY_MS;
+    let first = split.towers_ms.start + config.warm_up_days * crate::types::DAY_MS;
+    let mut times: Vec<_> = (0..)
+        .map(|n| first + n * every_ms)
+        .take_while(|&t| t < validation_start(split, config))
+        .map(|t| (t, t))
+        .collect();
+    if times.is_empty() {
+        times.push((split.towers_ms.start, split.towers_ms.start));
+    }
+    times
+}
+
+/// The first moment of the held-out days.
+pub fn validation_start(split: &Split, config: &Config) -> i64 {
+    split.towers_ms.end - config.validation_days * crate::types::DAY_MS
+}
+
+/// Arrays that training reads.
+struct Inputs {
+    item_cardinalities: Vec<u32>,
+    user_cardinalities: Vec<u32>,
+    item_codes: Vec<u32>,
+    user_codes: Vec<u32>,
+    event_items: Vec<ItemIdx>,
+    event_weights: Vec<f32>,
+    offsets: Vec<u32>,
+    rows: Vec<Row>,
+    row_dense: Vec<f32>,
+    user_dense: usize,
+    item_dense: usize,
+    items: usize,
+}
+
+impl Inputs {
+    fn collect(
+        loaded: &Loaded,
+        layout: &Layout,
+        config: &Config,
+        snapshots: &[Snapshot],
+        validation: &AsOf,
+        split: &Split,
+    ) -> Result<Self> {
+        let inputs = &config.inputs;
+        let cardinality = |name: &String| {
+            let dictionary = layout.dictionaries.get(name);
+            let dictionary = dictionary.with_context(|| {
+                format!("offline.towers.inputs: `{name}` is not a text column; list it as dense")
+            });
+            dictionary.map(|d| d.len() as u32)
+        };
+        let (event_items, times, offsets) = positives(loaded);
+        let starts: Vec<i64> = snapshots.iter().map(|s| s.time_ms).collect();
+        let until = validation_start(split, config);
+        let rows = rows_of(&offsets, Some(&times), starts[0], until, &starts);
+        ensure!(
+            !rows.is_empty(),
+            "no positive event between the warm-up and {}; collect more days or lower \
+             offline.towers.warm_up_days",
+            crate::types::date_of(until)
+        );
+        let row_dense = row_dense(inputs, snapshots, &rows)?;
+        Ok(Self {
+            item_cardinalities: inputs.item_codes.iter().map(cardinality).collect::<Result<_>>()?,
+            user_cardinalities: inputs.user_codes.iter().map(cardinality).collect::<Result<_>>()?,
+            item_codes: item_codes(&validation.items, inputs)?,
+            user_codes: user_codes(loaded, validation, inputs)?,
+            event_weights: vec![1.0; event_items.len()],
+            event_items,
+            offsets,
+            rows,
+            row_dense,
+            user_dense: inputs.user_dense.len(),
+            item_dense: inputs.item_dense.len(),
+            items: loaded.item_ids.len(),
+        })
+    }
+
+    fn data<'a>(&'a self, snapshots: &'a [Snapshot]) -> Data<'a> {
+        // The borrowed list of snapshots lives as long as the process's training run.
+        let dense: Vec<&'a [f32]> = snapshots.iter().map(|s| s.dense.as_slice()).collect();
+        Data {
+            items: self.items,
+            item_code_cardinalities: &self.item_cardinalities,
+            item_codes: &self.item_codes,
+            user_code_cardinalities: &self.user_cardinalities,
+            user_codes: &self.user_codes,
+            event_items: &self.event_items,
+            event_weights: &self.event_weights,
+            user_offsets: &self.offsets,
+            rows: &self.rows,
+            row_dense: &self.row_dense,
+            user_dense: self.user_dense,
+            snapshots: dense.leak(),
+            item_dense: self.item_dense,
+        }
+    }
+}
+
+/// All positives by user, oldest first: items, times, offsets.
+fn positives(loaded: &Loaded) -> (Vec<ItemIdx>, Vec<i64>, Vec<u32>) {
+    let (mut items, mut times, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
+    for user in 0..loaded.data.users.len() as u32 {
+        for event in loaded.data.user(user).iter().filter(|e| e.positive) {
+            items.push(ItemIdx(event.item));
+            times.push(event.time_ms);
+        }
+        offsets.push(items.len() as u32);
+    }
+    (items, times, offsets)
+}
+
+fn row_dense(inputs: &TowerInputs, snapshots: &[Snapshot], rows: &[Row]) -> Result<Vec<f32>> {
+    let mut out = Vec::with_capacity(rows.len() * inputs.user_dense.len());
+    let columns = snapshots
+        .iter()
+        .map(|s| inputs.user_dense.iter().map(|n| user_column(s.users.columns(), n)).collect())
+        .collect::<Result<Vec<Vec<usize>>>>()?;
+    for row in rows {
+        let at = row.snapshot as usize;
+        let user = snapshots[at].users.row(row.user);
+        out.extend(columns[at].iter().map(|&column| user.value(column)));
+    }
+    Ok(out)
+}
+
+fn user_codes(loaded: &Loaded, as_of: &AsOf, inputs: &TowerInputs) -> Result<Vec<u32>> {
+    let names = as_of.users.columns();
+    let columns: Vec<usize> =
+        inputs.user_codes.iter().map(|n| user_column(names, n)).collect::<Result<_>>()?;
+    let users = 0..loaded.data.users.len() as u32;
+    let of_user = |user| columns.iter().map(move |&at| code(as_of.users.row(user).value(at)));
+    Ok(users.flat_map(of_user).collect())
+}
+
+fn user_column(columns: &[String], name: &str) -> Result<usize> {
+    let at = columns.iter().position(|column| column == name);
+    at.with_context(|| format!("offline.towers.inputs: no user column `{name}`"))
+}
+
+fn item_column<'a>(items: &'a ItemColumns, name: &str) -> Result<&'a [f32]> {
+    items.get(name).with_context(|| format!("offline.towers.inputs: no item column `{name}`"))
+}
+
+fn item_codes(items: &ItemColumns, inputs: &TowerInputs) -> Result<Vec<u32>> {
+    let columns: Vec<&[f32]> =
+        inputs.item_codes.iter().map(|n| item_column(items, n)).collect::<Result<_>>()?;
+    Ok((0..items.rows()).flat_map(|row| columns.iter().map(move |c| code(c[row]))).collect())
+}
+
+fn item_dense(items: &ItemColumns, inputs: &TowerInputs) -> Result<Vec<f32>> {
+    let columns: Vec<&[f32]> =
+        inputs.item_dense.iter().map(|n| item_column(items, n)).collect::<Result<_>>()?;
+    Ok((0..items.rows()).flat_map(|row| columns.iter().map(move |c| c[row])).collect())
+}
+
+/// Judges epochs by recall on the held-out days, and shows where training stands.
+struct Judge<'a> {
+    loaded: &'a Loaded,
+    config: &'a Config,
+    validation: &'a AsOf,
+    split: &'a Split,
+    bar: ProgressBar,
+}
+
+impl Observer for Judge<'_> {
+    fn progress(&mut self, at: &Progress) {
+        self.bar.set_message(format!(
+            "loss {:.4}, {:.0} samples/s, step {}/{}",
+            at.loss, at.samples_per_s, at.step, at.steps_an_epoch
+        ));
+    }
+
+    fn judge(&mut self, epoch: u32, towers: &Towers) -> Option<f64> {
+        let inputs = &self.config.inputs;
+        let vectors = item_vectors(towers, inputs, &self.validation.items).ok()?;
+        let tower_user = TowerUser::new(inputs, self.validation.users.columns()).ok()?;
+        let window = [validation_start(self.split, self.config), self.split.towers_ms.end];
+        let mut query = recall::TowerQuery::new(self.loaded, self.validation, towers, &tower_user);
+        let users = recall::users_with(self.loaded, window, self.config.judge_users_max);
+        let ks = [self.config.judge_at];
+        let results = recall::measure(
+            self.loaded,
+            window,
+            &users,
+            Scope::NewToUser,
+            &ks,
+            |user, scores| query.scores(user, &vectors, scores),
+        );
+        let known: Vec<f64> = results.iter().filter_map(|r| r[0]).collect();
+        self.bar.inc(1);
+        if known.is_empty() {
+            return None;
+        }
+        let mean = known.iter().sum::<f64>() / known.len() as f64;
+        tracing::info!("epoch {epoch}: recall@{} {mean:.4} on the held-out days", ks[0]);
+        Some(mean)
+    }
+}
