@@ -347,8 +347,7 @@ impl<R: Row> Writer<R> {
 fn write_file(path: &Path, batch: &RecordBatch) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let parquet = |source| Error::Parquet { path: path.to_owned(), source };
-    let properties =
-        WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
     let file = File::create(path).map_err(io)?;
     let mut writer =
         ArrowWriter::try_new(file, batch.schema(), Some(properties)).map_err(parquet)?;

@@ -9,6 +9,7 @@ use crate::types::DAY_MS;
 
 fn config(queue_rows_max: usize, file_rows_max: usize) -> Config {
     Config {
+        dir: PathBuf::new(),
         replica: "r1".into(),
         queue_rows_max,
         file_rows_max,

@@ -123,9 +123,11 @@ fn stopping_finishes_what_was_accepted() {
 
 #[test]
 fn threads_are_auto_or_a_number() {
-    let parse = |text: &str| toml::from_str::<Config>(&format!(
-        "threads = {text}\npin = true\nqueue_jobs_max = 4\nretry_after_max_ms = 5"
-    ));
+    let parse = |text: &str| {
+        toml::from_str::<Config>(&format!(
+            "threads = {text}\npin = true\nqueue_jobs_max = 4\nretry_after_max_ms = 5"
+        ))
+    };
     assert_eq!(parse("\"auto\"").unwrap().threads, Threads::Auto);
     assert_eq!(parse("3").unwrap().threads, Threads::Exactly(3));
     assert_eq!(parse("\"3\"").unwrap().threads, Threads::Exactly(3));

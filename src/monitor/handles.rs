@@ -53,17 +53,19 @@ impl Handles {
         describe();
         Self {
             requests: each(Route::ALL, |route| {
-                each(&STATUSES, |&(_, status)| {
-                    counter!(REQUESTS, "route" => route.name(), "status" => status)
-                })
+                each(
+                    &STATUSES,
+                    |&(_, status)| counter!(REQUESTS, "route" => route.name(), "status" => status),
+                )
             }),
             request_seconds: each(Route::ALL, |r| histogram!(REQUEST_SECONDS, "route" => r.name())),
             stages: each(Stage::ALL, |s| histogram!(STAGE_SECONDS, "stage" => s.name())),
             fallbacks: each(Fallback::ALL, |f| counter!(FALLBACKS, "kind" => f.name())),
             cache: each(Cache::ALL, |cache| {
-                each(Hit::ALL, |hit| {
-                    counter!(CACHE, "cache" => cache.name(), "result" => hit.name())
-                })
+                each(
+                    Hit::ALL,
+                    |hit| counter!(CACHE, "cache" => cache.name(), "result" => hit.name()),
+                )
             }),
             cache_writes_dropped: counter!(CACHE_WRITES_DROPPED),
             candidates: histogram!(CANDIDATES),
@@ -71,9 +73,7 @@ impl Handles {
             dropped: each(Dropped::ALL, |d| counter!(DROPPED, "reason" => d.name())),
             logged: each(Log::ALL, |log| counter!(LOGGED, "log" => log.name())),
             lost: each(Log::ALL, |log| {
-                each(Lost::ALL, |why| {
-                    counter!(LOST, "log" => log.name(), "reason" => why.name())
-                })
+                each(Lost::ALL, |why| counter!(LOST, "log" => log.name(), "reason" => why.name()))
             }),
             log_queue: each(Log::ALL, |log| gauge!(LOG_QUEUE, "log" => log.name())),
             refused: each(Refusal::ALL, |r| counter!(REFUSED, "reason" => r.name())),
@@ -128,11 +128,21 @@ fn each<L, T>(values: &[L], make: impl Fn(&L) -> T) -> Vec<T> {
 
 fn describe() {
     describe_counter!(REQUESTS, "HTTP requests answered, by route and status.");
-    describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from the head of a request to its answer.");
+    describe_histogram!(
+        REQUEST_SECONDS,
+        Unit::Seconds,
+        "Time from the head of a request to its answer."
+    );
     describe_histogram!(STAGE_SECONDS, Unit::Seconds, "Time spent in each of the six stages.");
-    describe_counter!(FALLBACKS, "Answers in which something stood in for a part that failed or was missing.");
+    describe_counter!(
+        FALLBACKS,
+        "Answers in which something stood in for a part that failed or was missing."
+    );
     describe_counter!(CACHE, "Cache lookups by cache and result.");
-    describe_counter!(CACHE_WRITES_DROPPED, "Write-backs to Redis given up because their queue was full or Redis failed.");
+    describe_counter!(
+        CACHE_WRITES_DROPPED,
+        "Write-backs to Redis given up because their queue was full or Redis failed."
+    );
     describe_histogram!(CANDIDATES, "Candidates that retrieval returned for a request.");
     describe_counter!(ITEMS_RETURNED, "Items returned to callers.");
     describe_counter!(DROPPED, "Candidates that did not reach the answer, by reason.");

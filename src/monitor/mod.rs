@@ -219,7 +219,7 @@ mod tests {
         let handles = metrics::with_local_recorder(&recorder, Handles::register);
         let text = recorder.handle().render();
         for line in [
-            "shortlist_fallbacks_total{kind=\"popular_items\"} 0",
+            "shortlist_fallbacks_total{kind=\"retrieval_order\"} 0",
             "shortlist_cache_lookups_total{cache=\"embedding_redis\",result=\"stale\"} 0",
             "# TYPE shortlist_http_requests_total counter",
         ] {

@@ -267,8 +267,7 @@ mod tests {
     use super::*;
 
     fn config() -> Config {
-        let sections: toml::Table =
-            include_str!("../../config/parts/server.toml").parse().unwrap();
+        let sections: toml::Table = include_str!("../../config/default.toml").parse().unwrap();
         sections["server"].clone().try_into().unwrap()
     }
 

@@ -228,8 +228,7 @@ pub fn engine(shared: &Shared) -> Result<&Engine, Fault> {
 
 /// The answer of a fault.
 pub fn refuse(fault: &Fault) -> HttpResponse {
-    let status =
-        StatusCode::from_u16(fault.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
     if let Some(ms) = fault.retry_after_ms {
         response.insert_header((RETRY_AFTER, ms.div_ceil(1000).max(1)));

@@ -104,7 +104,14 @@ pub struct Ask {
 pub fn ask(body: &[u8]) -> Result<Ask, Fault> {
     let mut object = Object::new(parse(body)?, "")?;
     object.allow(&[
-        "user_id", "num_items", "device", "region", "location", "context", "history", "timings",
+        "user_id",
+        "num_items",
+        "device",
+        "region",
+        "location",
+        "context",
+        "history",
+        "timings",
     ])?;
     Ok(Ask {
         user_id: UserId(object.required("user_id")?),
@@ -115,7 +122,9 @@ pub fn ask(body: &[u8]) -> Result<Ask, Fault> {
         region: object.text("region")?,
         location: object.object("location")?.map(location).transpose()?,
         context: object.object("context")?.map_or(Ok(Vec::new()), context)?,
-        history: object.texts("history", HISTORY_MAX)?.map(|ids| ids.into_iter().map(ItemId).collect()),
+        history: object
+            .texts("history", HISTORY_MAX)?
+            .map(|ids| ids.into_iter().map(ItemId).collect()),
         timings: object.boolean("timings")?.unwrap_or(false),
     })
 }
@@ -178,21 +187,32 @@ pub fn events(body: &[u8], limits: EventLimits<'_>) -> Result<Vec<EventRecord>, 
 
 fn event(mut object: Object, limits: EventLimits<'_>) -> Result<EventRecord, Fault> {
     object.allow(&[
-        "event_id", "user_id", "item_id", "event", "timestamp", "value", "label", "request_id",
-        "position", "device", "region", "variant", "bundle_version", "propensity",
+        "event_id",
+        "user_id",
+        "item_id",
+        "event",
+        "timestamp",
+        "value",
+        "label",
+        "request_id",
+        "position",
+        "device",
+        "region",
+        "variant",
+        "bundle_version",
+        "propensity",
     ])?;
     let kind = object.required("event")?;
     if !limits.kinds.contains(&kind) {
-        let message = format!("event `{kind}` is not known: send one of {}", limits.kinds.join(", "));
+        let message =
+            format!("event `{kind}` is not known: send one of {}", limits.kinds.join(", "));
         return Err(object.fault("event", "out_of_range", message));
     }
     let (from, to) = (limits.now_ms - limits.age_max_ms, limits.now_ms + limits.ahead_max_ms);
     Ok(EventRecord {
         user_id: object.required("user_id")?,
         item_id: object.required("item_id")?,
-        event_id: object
-            .text("event_id")?
-            .unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
+        event_id: object.text("event_id")?.unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
         event: kind,
         time_ms: object.time_ms("timestamp", from, to)?.unwrap_or(limits.now_ms),
         value: object.number("value", f64::MIN, f64::MAX)?,

@@ -161,9 +161,7 @@ impl Live {
 
     fn user(&self, user: &UserId) -> Arc<Mutex<State>> {
         let id = user.0.as_str();
-        self.users
-            .get(id)
-            .unwrap_or_else(|| self.users.entry_by_ref(id).or_default().into_value())
+        self.users.get(id).unwrap_or_else(|| self.users.entry_by_ref(id).or_default().into_value())
     }
 }
 

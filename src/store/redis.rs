@@ -181,12 +181,7 @@ impl Redis {
     }
 }
 
-async fn write(
-    pool: Pool,
-    mut queue: mpsc::Receiver<Write>,
-    breaker: Arc<Breaker>,
-    ttl_s: u64,
-) {
+async fn write(pool: Pool, mut queue: mpsc::Receiver<Write>, breaker: Arc<Breaker>, ttl_s: u64) {
     let mut batch = Vec::with_capacity(WRITES_A_TRIP_MAX);
     while queue.recv_many(&mut batch, WRITES_A_TRIP_MAX).await > 0 {
         let mut flushed = Vec::new();

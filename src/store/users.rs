@@ -65,9 +65,7 @@ impl Users {
         config.check()?;
         let embeddings = match config.users {
             UsersIn::Embedded => Embeddings::embedded(&config.embeddings),
-            UsersIn::Redis => {
-                Embeddings::redis(&config.embeddings, &config.redis, health).await?
-            }
+            UsersIn::Redis => Embeddings::redis(&config.embeddings, &config.redis, health).await?,
         };
         Ok(Self { embeddings, live: Live::new(&config.live) })
     }

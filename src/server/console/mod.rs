@@ -7,9 +7,9 @@ use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::web::{self, Data, Query};
 
+use super::Shared;
 use super::routes::{engine, json, observe, refuse};
 use super::wire::{self, Fault};
-use super::Shared;
 use crate::monitor::Route;
 use crate::pipeline::STAGES;
 use crate::types::UserId;
@@ -63,10 +63,8 @@ pub async fn choices(shared: Data<Shared>) -> HttpResponse {
 /// Users whose id begins with `?prefix=`.
 pub async fn users(shared: Data<Shared>, query: Query<HashMap<String, String>>) -> HttpResponse {
     let prefix = query.get("prefix").cloned().unwrap_or_default();
-    answer(shared, move |shared| {
-        Ok(wire::users(&engine(shared)?.sample_users(&prefix, USERS_MAX)))
-    })
-    .await
+    answer(shared, move |shared| Ok(wire::users(&engine(shared)?.sample_users(&prefix, USERS_MAX))))
+        .await
 }
 
 /// The last events of `?user_id=`.

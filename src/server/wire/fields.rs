@@ -65,7 +65,10 @@ impl Object {
             return Err(Fault::at(path, "too_long", message));
         }
         let texts = values.into_iter().enumerate();
-        texts.map(|(at, value)| string(value, &format!("{path}[{at}]"))).collect::<Result<_, _>>().map(Some)
+        texts
+            .map(|(at, value)| string(value, &format!("{path}[{at}]")))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 
     /// A whole number from `min` to `max`.
@@ -111,12 +114,7 @@ impl Object {
     }
 
     /// A time from `from_ms` to `to_ms`: RFC 3339, or epoch milliseconds.
-    pub fn time_ms(
-        &mut self,
-        name: &str,
-        from_ms: i64,
-        to_ms: i64,
-    ) -> Result<Option<i64>, Fault> {
+    pub fn time_ms(&mut self, name: &str, from_ms: i64, to_ms: i64) -> Result<Option<i64>, Fault> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let path = self.path_of(name);
         let time_ms = match &value {
@@ -180,7 +178,8 @@ fn string(value: Value, path: &str) -> Result<String, Fault> {
             Err(Fault::at(path, "out_of_range", message))
         }
         Value::String(text) if text.len() > TEXT_BYTES_MAX => {
-            let message = format!("`{path}` has {} bytes: give at most {TEXT_BYTES_MAX}", text.len());
+            let message =
+                format!("`{path}` has {} bytes: give at most {TEXT_BYTES_MAX}", text.len());
             Err(Fault::at(path, "too_long", message))
         }
         Value::String(text) => Ok(text),

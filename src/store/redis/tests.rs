@@ -109,7 +109,8 @@ async fn a_value_that_is_no_embedding_is_a_miss() {
     ] {
         let key = format!("sl:emb:{version}:{user}");
         let value = Value::Bytes(value.into());
-        let _: Value = raw.pool.set(&key, value, Some(Expiration::EX(60)), None, false).await.unwrap();
+        let _: Value =
+            raw.pool.set(&key, value, Some(Expiration::EX(60)), None, false).await.unwrap();
         assert_eq!(raw.get(&key, 2).await, Answer::Nothing(Hit::Malformed), "{user}");
         let tower = Tower { version: &version, dim: 2 };
         assert_eq!(embeddings.get(tower, &UserId(user.into()), 1).await, Lookup::Miss, "{user}");
