@@ -2,8 +2,9 @@
 # Two images of one program:
 #   docker build -t shortlist .                          serve: answers requests (the default, small)
 #   docker build -t shortlist-full --target full .       full: also runs the daily pipeline
-# Both run as a user without rights, read bundles from /models and listen on port 8080:
-#   docker run -p 8080:8080 -v "$PWD/models:/models:ro" shortlist
+# Both run as a user without rights, read bundles from /models, log events under /data, and listen on
+# port 8080:
+#   docker run -p 8080:8080 -v "$PWD/models:/models" -v shortlist-data:/data shortlist
 
 # ---- what both builds need: a C compiler comes with the image
 FROM rust:1.95.0-slim-bookworm AS build-base
@@ -36,13 +37,14 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 # ---- what both images run on
 FROM debian:12.11-slim AS runtime
 RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin shortlist \
-    && mkdir -p /app /models \
-    && chown shortlist:shortlist /app /models
+    && mkdir -p /app /models /data \
+    && chown shortlist:shortlist /app /models /data
 WORKDIR /app
 COPY config config
-RUN ln -s /models /app/models
 # A container's loopback interface is reached by nobody.
-ENV SHORTLIST_SERVER__LISTEN=0.0.0.0:8080
+ENV SHORTLIST__SERVER__BIND=0.0.0.0
+ENV SHORTLIST__REGISTRY__URL=/models
+ENV SHORTLIST__EVENTS__DIR=/data
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD ["shortlist", "health"]
 ENTRYPOINT ["shortlist"]

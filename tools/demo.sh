@@ -60,12 +60,11 @@ import_data() {
 }
 
 generate_data() {
-    [[ -f var/demo-generated/data/.complete ]] && return
+    [[ -f var/demo-generated/data/world.json ]] && return
     say "generating data: 20,000 items, 2,000 users, 60 days"
     rm -rf var/demo-generated/data
     "$binary" --config "$config" generate --items 20000 --users 2000 --days 60 --seed 1 \
         --out var/demo-generated/data
-    touch var/demo-generated/data/.complete
 }
 
 "$root/tools/build.sh"

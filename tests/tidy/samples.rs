@@ -117,8 +117,8 @@ fn long_files_are_found() {
 
 #[test]
 fn bare_keys_are_found() {
-    let text = "# title\n\n[server]\nlisten = \"x\"\n# bytes, why\nbody_max = 1\nlist = [ # why\n \"a=b\",\n]\nnext = 2";
-    let expected = ["config/default.toml:4", "config/default.toml:10"];
+    let text = "# title\n\n[server]\nlisten = \"x\"\n# bytes, why\nbody_max = 1\nbody_min = 0\nthird = 3\nlist = [ # why\n \"a=b\",\n]\nnext = 2";
+    let expected = ["config/default.toml:4", "config/default.toml:8", "config/default.toml:12"];
     assert_eq!(places(configuration_comments, &[("config/default.toml", text)]), expected);
     assert_eq!(places(configuration_comments, &[]), ["config/default.toml:1"]);
 }
