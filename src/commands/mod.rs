@@ -68,7 +68,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(args, load()?),
         #[cfg(feature = "etl")]
-        Command::Import(args) => import::run(&args, &load()?),
+        Command::Import(args) => {
+            let config = load()?;
+            import::run(&args, &config.offline.sql, &config.import)
+        }
         #[cfg(feature = "etl")]
         Command::Pipeline(args) => pipeline::run(&args, &load()?),
         Command::Generate(args) => generate::run(args),

@@ -67,9 +67,5 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         candidates: config.pipeline.candidates,
     };
     let day = Day::new(&config.offline, shared, reason)?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(config.offline.sql.threads())
-        .build()?
-        .block_on(day.run(step))
+    day.run(step)
 }

@@ -26,6 +26,11 @@ impl Dictionary {
         Self { values, codes }
     }
 
+    /// The strings of both.
+    pub fn union(&self, other: &Dictionary) -> Dictionary {
+        Self::from_values(self.values.iter().chain(&other.values).cloned())
+    }
+
     /// The code of a string; `None` when it was not seen when the bundle was made.
     pub fn code(&self, value: &str) -> Option<u32> {
         self.codes.get(value).copied()

@@ -180,6 +180,17 @@ impl Schema {
         maps
     }
 
+    /// Columns that are compared: where they hold strings, both need the same codes.
+    pub fn compared(&self) -> Vec<(&str, &str)> {
+        self.features
+            .iter()
+            .filter_map(|feature| match &feature.op {
+                Op::Equals { source, other } => Some((source.as_str(), other.as_str())),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// Names of the request's context values (`context.device`, ...), sorted: the order of
     /// [`super::RequestInput::context`].
     pub fn context_names(&self) -> Vec<String> {

@@ -55,6 +55,7 @@ impl Layout {
                 dictionaries.insert(name, Dictionary::from_values(values));
             }
         }
+        share_codes(&mut dictionaries, &schema.compared());
         let (users, items) = names
             .into_iter()
             .filter(|name| !name.starts_with("context."))
@@ -156,6 +157,18 @@ pub fn history(loaded: &Loaded, user: u32, time_ms: i64) -> Vec<(ItemIdx, i64)> 
         .collect();
     history.reverse();
     history
+}
+
+/// Gives compared columns one dictionary. Twice over the pairs joins chains of three; the default
+/// schemas have none longer.
+fn share_codes(dictionaries: &mut Dictionaries, compared: &[(&str, &str)]) {
+    for (a, b) in compared.iter().chain(compared) {
+        if let (Some(one), Some(two)) = (dictionaries.get(a), dictionaries.get(b)) {
+            let both = one.union(two);
+            dictionaries.insert(a, both.clone());
+            dictionaries.insert(b, both);
+        }
+    }
 }
 
 /// A frame that is the run's own or was read for the occasion.

@@ -1,5 +1,6 @@
 //! The steps in order, each with what it depends on.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +13,8 @@ use super::load::Loaded;
 use super::split::Split;
 use super::workspace::{Fingerprint, Workspace, write_atomically};
 use super::{
-    aggregates, approve, collect, evaluate, load, publish, split, sql, train_ranker, train_towers,
+    aggregates, approve, collect, evaluate, load, progress, publish, split, sql, train_ranker,
+    train_towers,
 };
 use crate::bundle::{self, Bundle, Registry, files};
 use crate::features::Schema;
@@ -39,6 +41,7 @@ pub struct Config {
     pub features: PathBuf,
     /// Threads of training and evaluation; 0 is all cores.
     pub threads: usize,
+    pub window: Window,
     pub sql: sql::Config,
     pub collect: collect::Config,
     pub split: split::Config,
@@ -47,6 +50,35 @@ pub struct Config {
     pub ranker: train_ranker::Config,
     pub evaluate: evaluate::Config,
     pub gate: approve::Config,
+}
+
+/// Section `[offline.window]`: the days that are collected.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// First moment that is not collected, `YYYY-MM-DD`; empty is the day after the last event.
+    pub until: String,
+    /// Days before it; 0 is all there are.
+    pub days: u32,
+}
+
+impl Window {
+    /// The window in epoch milliseconds, given the days that have events.
+    fn resolve(&self, event_days: &[i64]) -> Result<Range<i64>> {
+        let (Some(&first), Some(&last)) = (event_days.first(), event_days.last()) else {
+            bail!("offline.data_dir holds no day of events; run `shortlist import` first")
+        };
+        let end = if self.until.is_empty() {
+            last + DAY_MS
+        } else {
+            let date: chrono::NaiveDate = self.until.parse().with_context(|| {
+                format!("offline.window.until = \"{}\": give a date YYYY-MM-DD", self.until)
+            })?;
+            date.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis()
+        };
+        let start = if self.days == 0 { first } else { end - i64::from(self.days) * DAY_MS };
+        Ok(start..end)
+    }
 }
 
 /// Sections that the day shares with serving.
@@ -109,19 +141,12 @@ impl<'a> Day<'a> {
     }
 
     /// Runs the steps up to and including `last`; what is done is kept.
-    pub async fn run(&self, last: &str) -> Result<()> {
+    pub fn run(&self, last: &str) -> Result<()> {
         let wanted = STEPS.iter().position(|step| *step == last);
         let wanted = wanted.with_context(|| format!("no step `{last}`"))?;
         let reached = |step: &str| STEPS.iter().position(|s| *s == step) <= Some(wanted);
         let config = self.config;
-        let fp = Fingerprint::start()
-            .and(format!("{:?}{:?}", config.data_dir, config.collect))
-            .and(collect::input_fingerprint(&config.data_dir)?);
-        let collected = self.work.dir("collect");
-        let window = collect::window(&config.collect, &config.data_dir)?;
-        if !collected.join("done.json").exists() || reached("collect") {
-            collect::step(&self.work, &fp, &config.data_dir, &config.collect, &config.sql).await?;
-        }
+        let (collected, window, fp) = self.collect()?;
         if !reached("split") {
             return Ok(());
         }
@@ -135,8 +160,8 @@ impl<'a> Day<'a> {
         }
         let loaded = self.pool.install(|| Loaded::open(&collected, &config.signals))?;
         let days = self.days(&loaded, &split);
-        let fp = fp.and(&self.schema_text).and(format!("{days:?}")).and(sql::fingerprint());
-        aggregates::step(&self.work, &fp, &collected, &days, &config.sql).await?;
+        self.features(&days)?;
+        let fp = fp.and(&self.schema_text).and(format!("{days:?}")).and(aggregates::queries());
         let features = self.work.dir("features");
         let latest = aggregates::day_dir(&features, split.test_ms.start);
         let layout = Layout::new(&self.schema, &config.towers.inputs, &loaded, &latest)?;
@@ -153,7 +178,8 @@ impl<'a> Day<'a> {
             return Ok(());
         }
         let registry = Registry::open(&self.shared.registry.url)?;
-        let current = registry.current().await?.map(|(_, rollout)| rollout.bundle);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let current = runtime.block_on(registry.current())?.map(|(_, rollout)| rollout.bundle);
         let current = current.and_then(|version| run.baseline(&registry, version));
         let previous = current.as_deref().and_then(|version| run.previous(&registry, version));
         let fp = fp.and(format!("{:?}{:?}", config.evaluate, current));
@@ -172,8 +198,64 @@ impl<'a> Day<'a> {
         let (dir, version) = self.pool.install(|| run.assemble(&report, current))?;
         Bundle::open(&dir, true, self.shared.index.recall_target)
             .context("the assembled bundle does not open")?;
-        publish::publish(&registry, &dir, &version, "approved by the gate").await?;
+        runtime.block_on(publish::publish(&registry, &dir, &version, "approved by the gate"))?;
         tracing::info!("published {version} to {}", self.shared.registry.url);
+        Ok(())
+    }
+
+    /// Collects the window; where the tables are, the window, and what they depend on.
+    fn collect(&self) -> Result<(PathBuf, Range<i64>, Fingerprint)> {
+        let config = self.config;
+        let window = config.window.resolve(&collect::event_days(&config.data_dir)?)?;
+        let fp = Fingerprint::start()
+            .and(format!("{window:?}{:?}", config.collect))
+            .and(collect::queries())
+            .and(listing(&config.data_dir)?);
+        self.work.step("collect", &fp, |_| {
+            let bar = progress::spinner("collect");
+            let note = |what: &str| bar.set_message(what.to_owned());
+            let root = self.work.root();
+            let report = collect::collect(
+                &config.data_dir,
+                root,
+                window.clone(),
+                &config.sql,
+                &config.collect,
+                &note,
+            )?;
+            bar.finish_and_clear();
+            tracing::info!(
+                "collected {} of {} events, {} items, {} users from {} to {}",
+                report.events_kept,
+                report.events_read,
+                report.items,
+                report.users,
+                report.from,
+                report.to
+            );
+            Ok(())
+        })?;
+        Ok((self.work.dir("collect"), window, fp))
+    }
+
+    /// Materialises the aggregates of these midnights; those that are there are kept as long as
+    /// the collected events and the queries are the same.
+    fn features(&self, days: &[i64]) -> Result<()> {
+        let collected = std::fs::read(self.work.dir("collect").join("done.json"))?;
+        let fp = Fingerprint::start().and(collected).and(aggregates::queries());
+        self.work.own("features", &fp)?;
+        let bar = progress::bar("features", days.len() as u64);
+        let computed = aggregates::materialise(
+            self.work.root(),
+            days,
+            &self.config.sql,
+            &mut |done, _, date| {
+                bar.set_position(done as u64);
+                bar.set_message(date.to_owned());
+            },
+        )?;
+        bar.finish_and_clear();
+        tracing::info!("features: {computed} days computed, {} kept", days.len() - computed);
         Ok(())
     }
 
@@ -290,7 +372,7 @@ impl Run<'_> {
         let dim = self.open_towers()?.dim();
         for moment in [Moment::Ranker, Moment::Serving] {
             let vectors = self.vectors(moment)?;
-            let bar = super::progress::bar("build index", 0);
+            let bar = progress::bar("build index", 0);
             let index = IvfIndex::build(&vectors, dim, &[], self.day.shared.index, &|at, of| {
                 bar.set_length(of);
                 bar.set_position(at);
@@ -427,6 +509,28 @@ impl Run<'_> {
         let version = publish::write_manifest(&dir, about)?;
         Ok((dir, version))
     }
+}
+
+/// Names, sizes and times of the files below a directory: what a run's input depends on.
+fn listing(dir: &Path) -> Result<String> {
+    let mut lines = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        let entries = std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let data = entry.metadata()?;
+            if data.is_dir() {
+                open.push(entry.path());
+            } else {
+                let modified = data.modified()?.duration_since(std::time::UNIX_EPOCH)?;
+                let (path, bytes) = (entry.path(), data.len());
+                lines.push(format!("{} {bytes} {}\n", path.display(), modified.as_millis()));
+            }
+        }
+    }
+    lines.sort();
+    Ok(lines.concat())
 }
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {

@@ -47,6 +47,26 @@ impl Workspace {
         Ok(Self { root: root.to_owned() })
     }
 
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Empties a step's directory unless it was filled with the same fingerprint: for a step
+    /// that adds to what it did before.
+    pub fn own(&self, name: &str, fingerprint: &Fingerprint) -> Result<()> {
+        let dir = self.dir(name);
+        if self.done(name).is_some_and(|done| done.fingerprint == fingerprint.0) {
+            return Ok(());
+        }
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let done = Done { fingerprint: fingerprint.0.clone(), seconds: 0.0 };
+        write_atomically(&dir.join("done.json"), &serde_json::to_vec_pretty(&done)?)
+    }
+
     /// Where a step writes.
     pub fn dir(&self, step: &str) -> PathBuf {
         self.root.join(step)
@@ -76,12 +96,6 @@ impl Workspace {
         write_atomically(&marker, &serde_json::to_vec_pretty(&done)?)?;
         tracing::info!("{name}: {seconds:.1} s");
         Ok(())
-    }
-
-    /// Seconds that each finished step took, in the order given.
-    pub fn seconds(&self, steps: &[&str]) -> Vec<(String, f64)> {
-        let taken = |step: &&str| Some(((*step).to_owned(), self.done(step)?.seconds));
-        steps.iter().filter_map(taken).collect()
     }
 
     fn done(&self, step: &str) -> Option<Done> {

@@ -16,7 +16,7 @@ use crate::sections::{Column, Sections, SectionsWriter};
 
 use super::Error;
 use super::mlp::Mlp;
-use super::model::{Shape, Standard, Table, Towers};
+use super::model::{POOLS_MAX, Shape, Standard, Table, Towers};
 
 const FORMAT: u32 = 1;
 /// Bound of every list in the shape, for hostile files.
@@ -214,7 +214,7 @@ impl Shape {
             return Err("a table is out of range");
         }
         let lives = &self.pool_half_lives_events;
-        if lives.is_empty() || lives.len() > LIST_MAX || lives.iter().any(|&life| !(life > 0.0)) {
+        if lives.is_empty() || lives.len() > POOLS_MAX || lives.iter().any(|&life| !(life > 0.0)) {
             return Err("a pool's half-life is out of range");
         }
         Ok(())

@@ -10,6 +10,8 @@ pub const MISSING: u32 = u32::MAX;
 /// Standardised numbers are held within this many deviations, so that one absurd value of a
 /// dense feature cannot own the vector.
 const DEVIATIONS_MAX: f32 = 10.0;
+/// More pools than anybody needs; bounds an array on the stack.
+pub(super) const POOLS_MAX: usize = 8;
 
 /// The sizes that follow from the configuration and the data.
 #[derive(Clone, Debug, PartialEq)]
@@ -234,12 +236,25 @@ impl Towers {
         &history[history.len().saturating_sub(self.shape.history_max as usize)..]
     }
 
-    /// Weight of the event `age` events before the newest in pool `pool`, before it is divided by
-    /// the sum over `length` events.
-    pub(super) fn pool_weights(&self, pool: usize, length: usize) -> impl Iterator<Item = f32> {
-        let decay = (-1.0 / self.shape.pool_half_lives_events[pool]).exp2();
-        let total: f32 = (0..length as i32).map(|age| decay.powi(age)).sum();
-        (0..length as i32).rev().map(move |age| decay.powi(age) / total)
+    /// Calls `visit` with every event of a history, newest first, and its weight in each pool; the
+    /// weights of a pool sum to one.
+    pub(super) fn visit_pooled(&self, history: &[ItemIdx], mut visit: impl FnMut(ItemIdx, &[f32])) {
+        let lives = &self.shape.pool_half_lives_events;
+        let mut decay = [0.0f32; POOLS_MAX];
+        let mut weight = [0.0f32; POOLS_MAX];
+        for ((decay, weight), life) in decay.iter_mut().zip(&mut weight).zip(lives) {
+            *decay = (-1.0 / life).exp2();
+            let (mut age_weight, mut total) = (1.0, 0.0);
+            for _ in history {
+                total += age_weight;
+                age_weight *= *decay;
+            }
+            *weight = 1.0 / total;
+        }
+        for &item in history.iter().rev() {
+            visit(item, &weight[..lives.len()]);
+            weight.iter_mut().zip(&decay).for_each(|(weight, decay)| *weight *= decay);
+        }
     }
 
     pub(super) fn fill_item(&self, id_row: u32, codes: &[u32], dense: &[f32], x: &mut [f32]) {
@@ -260,11 +275,18 @@ impl Towers {
         let pools = self.shape.pool_half_lives_events.len();
         let (pooled, rest) = x.split_at_mut(pools * self.layout.pool);
         pooled.fill(0.0);
-        for (pool, out) in pooled.chunks_exact_mut(self.layout.pool).enumerate() {
-            for (&item, weight) in history.iter().zip(self.pool_weights(pool, history.len())) {
-                self.add_history_item(item, weight, out);
+        self.visit_pooled(history, |item, weights| {
+            let mut at = 0;
+            for (position, &table) in self.layout.history.iter().enumerate() {
+                let row = self.tables[table].row(self.history_row(item, position));
+                for (pool, weight) in pooled.chunks_exact_mut(self.layout.pool).zip(weights) {
+                    for (sum, value) in pool[at..at + row.len()].iter_mut().zip(row) {
+                        *sum += weight * value;
+                    }
+                }
+                at += row.len();
             }
-        }
+        });
         let mut at = 0;
         for ((&table, &code), &cardinality) in
             self.layout.user.iter().zip(input.codes).zip(&self.shape.user_codes)
@@ -274,17 +296,6 @@ impl Towers {
         let last = rest.len() - 1;
         self.user_standard.apply(input.dense, &mut rest[at..last]);
         rest[last] = (history.len() as f32).ln_1p() / (self.shape.history_max as f32).ln_1p();
-    }
-
-    fn add_history_item(&self, item: ItemIdx, weight: f32, out: &mut [f32]) {
-        let mut at = 0;
-        for (position, &table) in self.layout.history.iter().enumerate() {
-            let row = self.tables[table].row(self.history_row(item, position));
-            for (sum, value) in out[at..at + row.len()].iter_mut().zip(row) {
-                *sum += weight * value;
-            }
-            at += row.len();
-        }
     }
 
     fn copy_row(&self, table: usize, row: usize, x: &mut [f32]) -> usize {

@@ -33,6 +33,9 @@ pub(super) struct Batch {
     pub log_inclusion: Vec<f32>,
     /// By row.
     pub targets: Vec<Target>,
+    /// What the loss is divided by: the weights without recency, so that a batch of an old
+    /// snapshot moves the weights less, not as much along an older direction.
+    pub weight: f64,
     /// `rows x candidates`: not a negative of the row.
     pub blocked: Vec<bool>,
     /// Position in `candidates` by item, `u32::MAX` when not there.
@@ -56,6 +59,7 @@ pub(super) struct Sampler<'a> {
     id_dropout: f32,
     mask_owned: bool,
     basket_damping: f32,
+    half_life_days: f32,
 }
 
 struct Group {
@@ -93,6 +97,7 @@ impl<'a> Sampler<'a> {
             id_dropout: config.id_dropout,
             mask_owned: config.mask_owned,
             basket_damping: config.basket_damping,
+            half_life_days: config.half_life_days,
         })
     }
 
@@ -152,7 +157,9 @@ impl<'a> Sampler<'a> {
         let basket = &mut batch.targets[first..];
         let total: f32 = basket.iter().map(|target| target.weight).sum();
         let share = total.max(1e-6).powf(-self.basket_damping);
-        basket.iter_mut().for_each(|target| target.weight *= share);
+        batch.weight += f64::from(total * share);
+        let recency = (-row.age_days / self.half_life_days).exp2();
+        basket.iter_mut().for_each(|target| target.weight *= share * recency);
     }
 
     fn describe_candidates(
@@ -211,6 +218,7 @@ impl Batch {
         self.id_rows.clear();
         self.log_inclusion.clear();
         self.targets.clear();
+        self.weight = 0.0;
         self.blocked.clear();
         self.rows.clear();
         self.rows.extend_from_slice(rows);
@@ -228,7 +236,7 @@ impl Batch {
 }
 
 /// Weight of every event as a positive: the caller's, times the repeat weight where the user had
-/// the item before the moment, times the recency weight. Events outside the rows stay 0.
+/// the item before the moment. Events outside the rows stay 0.
 fn effective_weights(data: &Data, config: &Config) -> Vec<f32> {
     let mut order: Vec<u32> = (0..data.rows.len() as u32).collect();
     order.sort_by_key(|&row| {
@@ -249,11 +257,10 @@ fn effective_weights(data: &Data, config: &Config) -> Vec<f32> {
             seen[item.row()] = user + 1;
         }
         next = row.begin as usize;
-        let recency = (-row.age_days / config.half_life_days).exp2();
         for event in row.begin as usize..row.end as usize {
             let repeat = seen[data.event_items[event].row()] == user + 1;
             let novelty = if repeat { config.repeat_weight } else { 1.0 };
-            weights[event] = data.event_weights[event] * novelty * recency;
+            weights[event] = data.event_weights[event] * novelty;
         }
     }
     weights

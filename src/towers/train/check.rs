@@ -1,5 +1,6 @@
 //! What is refused before training starts.
 
+use super::super::model::POOLS_MAX;
 use super::super::{Config, Error};
 use super::Data;
 
@@ -18,7 +19,7 @@ pub(super) fn config(config: &Config) -> Result<(), Error> {
         return refuse("history_max", config.history_max.to_string(), "between 1 and 10000");
     }
     let lives = &config.pool_half_lives_events;
-    if lives.is_empty() || lives.len() > 8 || lives.iter().any(|&life| !(life > 0.0)) {
+    if lives.is_empty() || lives.len() > POOLS_MAX || lives.iter().any(|&life| !(life > 0.0)) {
         let rule = "one to eight numbers above 0 (inf counts all events alike)";
         return refuse("pool_half_lives_events", format!("{lives:?}"), rule);
     }

@@ -1,0 +1,19 @@
+-- Popularity of items in each region over the 28 days before as_of; place 1 is the first.
+-- Tables: facts, item_keys. Parameters: as_of_ms.
+SELECT
+  s.region,
+  k.item_id,
+  s.count_28d,
+  CAST(s.count_28d AS DOUBLE)
+    / NULLIF(CAST(sum(s.count_28d) OVER (PARTITION BY s.region) AS DOUBLE), 0.0E0) AS share_28d,
+  CAST(row_number() OVER (PARTITION BY s.region
+                          ORDER BY s.count_28d DESC NULLS LAST, s.item_no ASC NULLS LAST) AS BIGINT)
+    AS place
+FROM (
+  SELECT region, item_no, sum(positive) AS count_28d
+  FROM facts
+  WHERE ts_ms < {{as_of_ms}} AND ts_ms >= {{as_of_ms}} - CAST(2419200000 AS BIGINT)
+    AND region IS NOT NULL AND positive = 1
+  GROUP BY region, item_no
+) s
+JOIN item_keys k ON k.item_no = s.item_no

@@ -1,0 +1,38 @@
+-- What each user did with each department before as_of, in the long form: key is items.department.
+-- share is of all the user's positives with a department; place 1 is the user's first department.
+-- Tables: facts, item_keys, user_keys. Parameters: as_of_ms.
+SELECT
+  k.user_id,
+  n.key,
+  s.count_7d,
+  s.count_28d,
+  s.count_all,
+  CAST(s.count_all AS DOUBLE)
+    / NULLIF(CAST(sum(s.count_all) OVER (PARTITION BY s.user_no) AS DOUBLE), 0.0E0) AS share,
+  CAST(s.count_28d AS DOUBLE)
+    / NULLIF(CAST(sum(s.count_28d) OVER (PARTITION BY s.user_no) AS DOUBLE), 0.0E0) AS share_28d,
+  s.revenue_all,
+  s.impressions_all,
+  CAST(s.clicks_all AS DOUBLE) / NULLIF(CAST(s.impressions_all AS DOUBLE), 0.0E0) AS ctr,
+  CAST(s.last_ms AS DOUBLE) / 86400000.0E0 AS last_day,
+  CAST({{as_of_ms}} - s.last_ms AS DOUBLE) / 86400000.0E0 AS days_since,
+  CAST(row_number() OVER (PARTITION BY s.user_no
+                          ORDER BY s.count_all DESC NULLS LAST, s.department_no ASC NULLS LAST) AS BIGINT)
+    AS place
+FROM (
+  SELECT
+    user_no,
+    department_no,
+    sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST(604800000 AS BIGINT) THEN positive ELSE 0 END) AS count_7d,
+    sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST(2419200000 AS BIGINT) THEN positive ELSE 0 END) AS count_28d,
+    sum(positive) AS count_all,
+    sum(revenue) AS revenue_all,
+    sum(impression) AS impressions_all,
+    sum(CASE WHEN impression = 1 THEN click ELSE 0 END) AS clicks_all,
+    max(CASE WHEN positive = 1 THEN ts_ms ELSE NULL END) AS last_ms
+  FROM facts
+  WHERE ts_ms < {{as_of_ms}} AND department_no IS NOT NULL
+  GROUP BY user_no, department_no
+) s
+JOIN user_keys k ON k.user_no = s.user_no
+JOIN (SELECT department_no, min(department) AS key FROM item_keys GROUP BY department_no) n ON n.department_no = s.department_no

@@ -1,0 +1,62 @@
+//! `shortlist import`: one's own files become the canonical tables.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+use crate::offline::import::{self, Options};
+use crate::offline::sql;
+
+/// Turns files into the canonical tables by a SQL file, and checks them.
+///
+/// Every CSV, TSV, Parquet or JSON file of the input becomes a table named after its stem (lower
+/// case, other characters than letters and digits as `_`; column names likewise). The SQL makes
+/// tables or views named events, items, users and histories; users and histories may be missing.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The SQL file; `{{name}}` or `{{name=default}}` in it is a parameter.
+    #[arg(long, value_name = "FILE")]
+    pub sql: PathBuf,
+    /// A directory of files, or single files.
+    #[arg(long, value_name = "DIR|FILE", required = true, num_args = 1..)]
+    pub input: Vec<PathBuf>,
+    /// Where the canonical tables are written.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// A value for a parameter of the SQL file; may be repeated.
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parameter)]
+    pub parameters: Vec<(String, String)>,
+    /// Also writes the report as JSON to this file.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// Runs the import; fails when it cannot be done or a check passes its threshold.
+pub fn run(args: &Args, engine: &sql::Config, config: &import::Config) -> anyhow::Result<()> {
+    let options = Options {
+        sql: args.sql.clone(),
+        inputs: args.input.clone(),
+        out: args.out.clone(),
+        parameters: args.parameters.clone(),
+    };
+    let report = import::import(&options, engine, config, &|step| eprintln!("import: {step}"))?;
+    for line in report.lines() {
+        eprintln!("{line}");
+    }
+    if let Some(path) = &args.report {
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("{}: the report cannot be written", path.display()))?;
+    }
+    if let Some(failure) = report.failure() {
+        bail!("{failure}");
+    }
+    eprintln!("import: {} written in {:.1} s", report.out, report.seconds);
+    Ok(())
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not NAME=VALUE")),
+    }
+}
