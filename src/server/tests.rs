@@ -66,7 +66,11 @@ async fn what_is_wrong_is_said_in_json_before_anything_is_loaded() {
         (post(path, "{"), 400, "malformed_json"),
         (post(path, r#"{"user_id": "1", "num_items": 101}"#), 400, "out_of_range"),
         (post(path, "x".repeat(2000)), 413, "body_too_large"),
-        (TestRequest::post().uri(path).insert_header(form).set_payload(good), 415, "wrong_content_type"),
+        (
+            TestRequest::post().uri(path).insert_header(form).set_payload(good),
+            415,
+            "wrong_content_type",
+        ),
         (TestRequest::post().uri(path).set_payload(good), 415, "wrong_content_type"),
         (TestRequest::get().uri(path), 405, "method_not_allowed"),
         (TestRequest::delete().uri("/healthz"), 405, "method_not_allowed"),
