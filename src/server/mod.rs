@@ -263,27 +263,4 @@ async fn flush(shared: Arc<Shared>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config() -> Config {
-        let sections: toml::Table = include_str!("../../config/default.toml").parse().unwrap();
-        sections["server"].clone().try_into().unwrap()
-    }
-
-    #[test]
-    fn the_defaults_pass_and_what_contradicts_them_is_named() {
-        config().check().unwrap();
-        let cases: [(&str, fn(&mut Config)); 3] = [
-            ("server.body_bytes_max = 0", |c| c.body_bytes_max = 0),
-            ("server.shown_kind names `seen`", |c| c.shown_kind = "seen".into()),
-            ("server.history_kinds names `x`", |c| c.history_kinds.push("x".into())),
-        ];
-        for (expected, spoil) in cases {
-            let mut broken = config();
-            spoil(&mut broken);
-            let error = broken.check().unwrap_err().to_string();
-            assert!(error.starts_with(expected), "{error}");
-        }
-    }
-}
+mod tests;

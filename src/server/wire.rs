@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::events::EventRecord;
 use crate::monitor::Component;
-use crate::pipeline::{Answer, HistoryItem, Location, STAGES};
+use crate::pipeline::{Answer, AnswerItem, HistoryItem, Location, STAGES};
 use crate::types::{ItemId, UserId};
 
 mod fields;
@@ -269,24 +269,30 @@ pub fn answer(answer: &Answer, timings: bool) -> Vec<u8> {
         score: f32,
         source: &'a str,
     }
+    impl<'a> Item<'a> {
+        fn of(item: &'a AnswerItem) -> Self {
+            Self {
+                item_id: &item.item_id,
+                title: item.title.as_deref(),
+                category: item.category.as_deref(),
+                price: item.price,
+                thumbnail: item.thumbnail.as_deref(),
+                score: item.score,
+                source: item.source,
+            }
+        }
+    }
     #[derive(Serialize)]
     struct Reason<'a> {
         code: &'a str,
         count: usize,
         text: &'a str,
     }
-    let item = |item| {
-        let crate::pipeline::AnswerItem { item_id, title, category, price, thumbnail, .. } = item;
-        let (title, category) = (title.as_deref(), category.as_deref());
-        let thumbnail = thumbnail.as_deref();
-        let (score, source) = (item.score, item.source);
-        Item { item_id, title, category, price: *price, thumbnail, score, source }
-    };
     json(&Body {
         request_id: &answer.request_id,
         bundle_version: &answer.bundle_version,
         variant: &answer.variant,
-        items: answer.items.iter().map(item).collect(),
+        items: answer.items.iter().map(Item::of).collect(),
         degraded: &answer.degraded,
         reasons: answer
             .reasons
@@ -328,11 +334,8 @@ pub fn readiness(phase: &str, bundle_version: Option<&str>, components: &[Compon
         ok: bool,
         text: &'a str,
     }
-    let part = |c| {
-        let Component { name, ok, text } = c;
-        Part { name, ok: *ok, text }
-    };
-    let components = components.iter().map(part).collect();
+    let components =
+        components.iter().map(|c| Part { name: c.name, ok: c.ok, text: &c.text }).collect();
     json(&Body { ready: phase == "ready", phase, bundle_version, components })
 }
 
@@ -378,12 +381,17 @@ pub fn history(user: &UserId, events: &[HistoryItem]) -> Vec<u8> {
         price: Option<f32>,
         time_ms: Option<i64>,
     }
-    let event = |event| {
-        let HistoryItem { item_id, title, category, price, time_ms } = event;
-        let (title, category) = (title.as_deref(), category.as_deref());
-        Event { item_id, title, category, price: *price, time_ms: *time_ms }
-    };
-    json(&Body { user_id: &user.0, history: events.iter().map(event).collect() })
+    let history = events
+        .iter()
+        .map(|event| Event {
+            item_id: &event.item_id,
+            title: event.title.as_deref(),
+            category: event.category.as_deref(),
+            price: event.price,
+            time_ms: event.time_ms,
+        })
+        .collect();
+    json(&Body { user_id: &user.0, history })
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@
 
 mod embeddings;
 pub mod items;
-pub mod items;
 mod live;
 mod redis;
 mod users;

@@ -69,10 +69,16 @@ impl Config {
     }
 
     fn fred(&self) -> Result<FredConfig, Error> {
-        let mut config = FredConfig::from_url(&self.url).map_err(|error| Error::Url {
+        let refuse = |reason: &str| Error::Url {
             url: without_password(&self.url),
-            reason: error.details().to_owned(),
-        })?;
+            reason: reason.to_owned(),
+        };
+        // The client takes other words for a host name; TLS is not compiled in.
+        if !self.url.starts_with("redis://") && !self.url.starts_with("redis-cluster://") {
+            return Err(refuse("it does not begin with redis:// or redis-cluster://"));
+        }
+        let mut config =
+            FredConfig::from_url(&self.url).map_err(|error| refuse(error.details()))?;
         // A Redis that is down at the start is like one that goes down later: retried.
         config.fail_fast = false;
         Ok(config)

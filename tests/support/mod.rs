@@ -53,8 +53,22 @@ impl World {
         let dir = root.join(format!("{WORLD}{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let mut world = Self { dir, items: HashMap::new(), users: Vec::new() };
-        world.shortlist(&["generate", "--items", "3000", "--users", "400", "--seed", "7"]);
-        world.shortlist(&["pipeline", "run"]);
+        let data = world.data().display().to_string();
+        world.shortlist(&[
+            "generate",
+            "--out",
+            &data,
+            "--items",
+            "3000",
+            "--users",
+            "400",
+            "--days",
+            "10",
+            "--no-vectors",
+        ]);
+        add_a_region_without_stock(&world.data().join("items"));
+        // The gate compares with popularity; so small a world need not beat it.
+        world.shortlist(&["pipeline", "run", "--override", "a world for tests"]);
         world.items = items(&world.data().join("items"));
         let server = Server::start(&world, &[]);
         let (status, choices) = server.get("/v1/console/choices");
@@ -63,19 +77,30 @@ impl World {
         world
     }
 
-    /// The settings that bind a process to this world, as TOML.
+    /// The settings that bind a process to this world, as TOML; `more` is a key and a TOML value.
     fn settings(&self, more: &[(&str, &str)]) -> String {
-        let mut tables: HashMap<String, Vec<String>> = HashMap::new();
-        let data = format!("\"{}\"", self.dir.join("data").display());
-        let registry = format!("\"file://{}\"", self.dir.join("models").display());
-        let own = [("data.dir", data.as_str()), ("registry.url", registry.as_str())];
+        let mut settings: toml::Table = include_str!("world.toml").parse().unwrap();
+        let path = |name: &str| format!("\"{}\"", self.dir.join(name).display());
+        let features = concat!("\"", env!("CARGO_MANIFEST_DIR"), "/tests/support/features.toml\"");
+        let (data, work) = (path("data"), path("work"));
+        let (log, models) = (path("log"), path("models"));
+        let own = [
+            ("offline.data_dir", data.as_str()),
+            ("offline.work_dir", &work),
+            ("offline.features", features),
+            ("events.dir", &log),
+            ("registry.url", &models),
+        ];
         for (key, value) in own.iter().chain(more) {
-            let (table, key) = key.rsplit_once('.').expect("settings are table.key");
-            tables.entry(table.to_owned()).or_default().push(format!("{key} = {value}"));
+            let (tables, key) = key.rsplit_once('.').expect("settings are table.key");
+            let table = tables.split('.').fold(&mut settings, |table, name| {
+                let empty = toml::Value::Table(toml::Table::new());
+                table.entry(name).or_insert(empty).as_table_mut().unwrap()
+            });
+            let value: toml::Table = format!("value = {value}").parse().unwrap();
+            table.insert((*key).to_owned(), value["value"].clone());
         }
-        let table =
-            |(name, lines): (&String, &Vec<String>)| format!("[{name}]\n{}\n", lines.join("\n"));
-        tables.iter().map(table).collect()
+        settings.to_string()
     }
 
     /// Writes the settings where one process reads them.
@@ -101,9 +126,14 @@ impl World {
         );
     }
 
-    /// Where the tables and logs lie.
+    /// Where the tables lie.
     pub fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// Where the servers write their logs.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
     }
 
     /// Runs a command that is expected to end with an error: its exit code and all its output.
@@ -150,6 +180,40 @@ pub fn files(dir: &Path, prefix: &str) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// The region in which nothing is in stock.
+pub const SHUT_REGION: &str = "nowhere";
+
+/// The generator sells something everywhere: adds one item that is out of stock and is offered
+/// only in [`SHUT_REGION`].
+fn add_a_region_without_stock(dir: &Path) {
+    use arrow::array::{ArrayRef, BooleanArray, ListBuilder, StringArray, StringBuilder};
+    use parquet::arrow::ArrowWriter;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    let path = fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
+    let file = fs::File::open(path).unwrap();
+    let mut rows = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
+    let row = rows.next().unwrap().unwrap().slice(0, 1);
+    let mut regions = ListBuilder::new(StringBuilder::new());
+    regions.append_value([Some(SHUT_REGION)]);
+    let replace = |name: &str, column: &ArrayRef| -> ArrayRef {
+        match name {
+            "item_id" => std::sync::Arc::new(StringArray::from(vec!["shut"])),
+            "in_stock" => std::sync::Arc::new(BooleanArray::from(vec![false])),
+            "regions" => std::sync::Arc::new(regions.finish_cloned()),
+            _ => column.clone(),
+        }
+    };
+    let schema = row.schema();
+    let names = schema.fields().iter().map(|field| field.name());
+    let columns = names.zip(row.columns()).map(|(name, column)| replace(name, column)).collect();
+    let row = arrow::record_batch::RecordBatch::try_new(schema.clone(), columns).unwrap();
+    let file = fs::File::create(dir.join("shut.parquet")).unwrap();
+    let mut writer = ArrowWriter::try_new(file, schema, None).unwrap();
+    writer.write(&row).unwrap();
+    writer.close().unwrap();
 }
 
 fn items(dir: &Path) -> HashMap<String, Item> {
