@@ -9,6 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+pub mod dense;
 #[cfg(feature = "etl")]
 pub mod matmul;
 mod scalar;

@@ -214,7 +214,7 @@ impl Shape {
             return Err("a table is out of range");
         }
         let lives = &self.pool_half_lives_events;
-        if lives.is_empty() || lives.len() > POOLS_MAX || lives.iter().any(|&life| !(life > 0.0)) {
+        if lives.is_empty() || lives.len() > POOLS_MAX || !lives.iter().all(|&life| life > 0.0) {
             return Err("a pool's half-life is out of range");
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! A stack of affine layers with ReLU between them.
 
+use crate::kernels::dense::affine;
 use crate::sections::Column;
 
 /// Sizes and weights: layer `i` maps `sizes[i]` numbers to `sizes[i + 1]`.
@@ -44,41 +45,15 @@ impl Mlp {
         a[..input.len()].copy_from_slice(input);
         for (index, layer) in self.layers().enumerate() {
             if index == last {
-                affine(&layer, &a[..layer.inputs], out);
+                affine(layer.weights, layer.biases, &a[..layer.inputs], out);
             } else {
                 let hidden = &mut b[..layer.outputs];
-                affine(&layer, &a[..layer.inputs], hidden);
+                affine(layer.weights, layer.biases, &a[..layer.inputs], hidden);
                 for value in hidden {
                     *value = value.max(0.0);
                 }
                 std::mem::swap(a, b);
             }
-        }
-    }
-}
-
-/// `out = input * weights + biases`, four inputs at a time so that `out` is passed over a quarter
-/// as often; inputs that ReLU left at zero cost nothing.
-fn affine(layer: &Layer, input: &[f32], out: &mut [f32]) {
-    let width = layer.outputs;
-    let out = &mut out[..width];
-    out.copy_from_slice(layer.biases);
-    let mut inputs = input.chunks_exact(4);
-    let mut blocks = layer.weights.chunks_exact(4 * width);
-    for (x, block) in (&mut inputs).zip(&mut blocks) {
-        if x == [0.0; 4] {
-            continue;
-        }
-        let (w0, rest) = block.split_at(width);
-        let (w1, rest) = rest.split_at(width);
-        let (w2, w3) = rest.split_at(width);
-        for o in 0..width {
-            out[o] += (x[0] * w0[o] + x[1] * w1[o]) + (x[2] * w2[o] + x[3] * w3[o]);
-        }
-    }
-    for (x, row) in inputs.remainder().iter().zip(blocks.remainder().chunks_exact(width)) {
-        for (value, weight) in out.iter_mut().zip(row) {
-            *value += x * weight;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The weights, what goes into the networks, and encoding.
 
+use crate::kernels::dense::add_scaled;
 use crate::sections::Column;
 use crate::types::ItemIdx;
 
@@ -279,10 +280,8 @@ impl Towers {
             let mut at = 0;
             for (position, &table) in self.layout.history.iter().enumerate() {
                 let row = self.tables[table].row(self.history_row(item, position));
-                for (pool, weight) in pooled.chunks_exact_mut(self.layout.pool).zip(weights) {
-                    for (sum, value) in pool[at..at + row.len()].iter_mut().zip(row) {
-                        *sum += weight * value;
-                    }
+                for (pool, &weight) in pooled.chunks_exact_mut(self.layout.pool).zip(weights) {
+                    add_scaled(&mut pool[at..at + row.len()], weight, row);
                 }
                 at += row.len();
             }

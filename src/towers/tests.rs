@@ -162,7 +162,8 @@ fn a_well_formed_file_with_wrong_content_is_refused() {
     assert!(matches!(found, Error::Range { what: "id row", found: 11, limit: 11, .. }), "{found}");
     let found = refusal(|towers| towers.item_code_row = vec![4; 80].into());
     assert!(matches!(found, Error::Range { what: "code row", found: 4, limit: 4, .. }), "{found}");
-    let found = refusal(|towers| towers.item.params = vec![f32::NAN; towers.item.params.len()].into());
+    let found =
+        refusal(|towers| towers.item.params = vec![f32::NAN; towers.item.params.len()].into());
     assert!(matches!(found, Error::NotFinite { .. }), "{found}");
     let found = refusal(|towers| towers.shape.items = 41);
     assert!(matches!(found, Error::Sections(_)), "{found}");

@@ -120,13 +120,7 @@ impl<'a> Sampler<'a> {
         plan
     }
 
-    pub fn fill(
-        &self,
-        towers: &Towers,
-        span: &Span,
-        rng: &mut StdRng,
-        batch: &mut Batch,
-    ) {
+    pub fn fill(&self, towers: &Towers, span: &Span, rng: &mut StdRng, batch: &mut Batch) {
         let group = &self.groups[span.group];
         batch.reset(self.data.items, group.snapshot, &span.rows);
         for (at, &row) in span.rows.iter().enumerate() {
@@ -257,10 +251,11 @@ fn effective_weights(data: &Data, config: &Config) -> Vec<f32> {
             seen[item.row()] = user + 1;
         }
         next = row.begin as usize;
-        for event in row.begin as usize..row.end as usize {
-            let repeat = seen[data.event_items[event].row()] == user + 1;
-            let novelty = if repeat { config.repeat_weight } else { 1.0 };
-            weights[event] = data.event_weights[event] * novelty;
+        let span = row.begin as usize..row.end as usize;
+        let events = data.event_items[span.clone()].iter().zip(&data.event_weights[span.clone()]);
+        for (weight, (item, given)) in weights[span].iter_mut().zip(events) {
+            let repeat = seen[item.row()] == user + 1;
+            *weight = given * if repeat { config.repeat_weight } else { 1.0 };
         }
     }
     weights
@@ -271,10 +266,10 @@ fn count_rows_by_item(data: &Data, weights: &[f32], rows: &[u32]) -> Vec<(u32, u
     for &row in rows {
         let row = &data.rows[row as usize];
         let first = items.len();
-        for event in row.begin as usize..row.end as usize {
-            let item = data.event_items[event].0;
-            if weights[event] > 0.0 && !items[first..].contains(&item) {
-                items.push(item);
+        let span = row.begin as usize..row.end as usize;
+        for (item, &weight) in data.event_items[span.clone()].iter().zip(&weights[span]) {
+            if weight > 0.0 && !items[first..].contains(&item.0) {
+                items.push(item.0);
             }
         }
     }

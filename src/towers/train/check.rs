@@ -6,7 +6,7 @@ use super::Data;
 
 pub(super) fn config(config: &Config) -> Result<(), Error> {
     let refuse = |key, found: String, rule| Err(Error::Config { key, found, rule });
-    if config.dim == 0 || config.dim % 32 != 0 || config.dim > 1024 {
+    if config.dim == 0 || !config.dim.is_multiple_of(32) || config.dim > 1024 {
         return refuse("dim", config.dim.to_string(), "a multiple of 32 up to 1024");
     }
     if config.id_dim == 0 || config.id_dim > 1024 {
@@ -19,7 +19,7 @@ pub(super) fn config(config: &Config) -> Result<(), Error> {
         return refuse("history_max", config.history_max.to_string(), "between 1 and 10000");
     }
     let lives = &config.pool_half_lives_events;
-    if lives.is_empty() || lives.len() > POOLS_MAX || lives.iter().any(|&life| !(life > 0.0)) {
+    if lives.is_empty() || lives.len() > POOLS_MAX || !lives.iter().all(|&life| life > 0.0) {
         let rule = "one to eight numbers above 0 (inf counts all events alike)";
         return refuse("pool_half_lives_events", format!("{lives:?}"), rule);
     }
@@ -32,7 +32,7 @@ pub(super) fn config(config: &Config) -> Result<(), Error> {
     if !(0.0..1.0).contains(&config.id_dropout) {
         return refuse("id_dropout", config.id_dropout.to_string(), "in [0, 1)");
     }
-    if !(config.half_life_days > 0.0) {
+    if config.half_life_days.is_nan() || config.half_life_days <= 0.0 {
         return refuse("half_life_days", config.half_life_days.to_string(), "above 0 (inf: off)");
     }
     Ok(())
@@ -76,8 +76,16 @@ impl Data<'_> {
             range("user", row.user.into(), users as u64)?;
             range("snapshot", row.snapshot.into(), self.snapshots.len() as u64)?;
             range("begin of a row", row.begin.into(), u64::from(row.end).max(1))?;
-            range("end of a row", row.end.into(), u64::from(self.user_offsets[row.user as usize + 1]) + 1)?;
-            range("user's first event", self.user_offsets[row.user as usize].into(), u64::from(row.begin) + 1)?;
+            range(
+                "end of a row",
+                row.end.into(),
+                u64::from(self.user_offsets[row.user as usize + 1]) + 1,
+            )?;
+            range(
+                "user's first event",
+                self.user_offsets[row.user as usize].into(),
+                u64::from(row.begin) + 1,
+            )?;
         }
         Ok(())
     }

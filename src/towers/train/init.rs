@@ -3,9 +3,9 @@
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::super::Config;
 use super::super::mlp::Mlp;
 use super::super::model::{Shape, Standard, Table, Towers, signed_log};
-use super::super::Config;
 use super::Data;
 
 /// Fresh towers for the data: id rows by frequency, numbers standardised over all snapshots.
@@ -126,4 +126,3 @@ fn standard<'a>(values: impl Iterator<Item = &'a f32>, width: usize) -> Standard
         inverse: sums.iter().map(inverse).collect::<Vec<_>>().into(),
     }
 }
-

@@ -1,5 +1,7 @@
 //! The two optimisers: AdamW for the networks, row-wise Adagrad for the tables.
 
+use crate::kernels::dense::add_scaled;
+
 use super::super::model::Table;
 
 /// AdamW (Loshchilov and Hutter, ICLR 2019) over one flat parameter vector.
@@ -59,9 +61,7 @@ impl RowGradient {
             self.touched.push(row as u32);
         }
         let sums = &mut self.values[row * self.dim..(row + 1) * self.dim];
-        for (sum, g) in sums.iter_mut().zip(gradient) {
-            *sum += weight * g;
-        }
+        add_scaled(sums, weight, gradient);
     }
 
     /// Forgets the batch; costs only what it touched.

@@ -4,9 +4,9 @@ use gemm::Parallelism;
 
 use crate::kernels::matmul::{View, matmul, parallelism};
 
+use super::super::Config;
 use super::super::mlp::{Mlp, normalise};
 use super::super::model::{ItemInput, Towers, UserInput};
-use super::super::Config;
 use super::Data;
 use super::batch::Batch;
 use super::optim::RowGradient;

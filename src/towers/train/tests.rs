@@ -176,8 +176,10 @@ fn gradients_agree_with_finite_differences() {
                 // Half along the gradient, half at random, so that the slope is well above noise.
                 let mut rng = StdRng::seed_from_u64(group as u64);
                 let noise = length / (gradient.len() as f32).sqrt();
-                let direction: Vec<f32> =
-                    gradient.iter().map(|g| (g + noise * rng.random_range(-1.5..1.5)) / length).collect();
+                let direction: Vec<f32> = gradient
+                    .iter()
+                    .map(|g| (g + noise * rng.random_range(-1.5..1.5)) / length)
+                    .collect();
                 let expected = f64::from(dot(gradient, &direction));
                 let mut loss_at = |step: f32| {
                     let mut moved = towers.clone();
@@ -220,8 +222,7 @@ fn the_gradient_of_the_scale_agrees_with_finite_differences() {
 #[test]
 fn the_loss_of_a_full_batch_is_the_full_softmax() {
     let world = world(6, 40, 4, 3);
-    let config =
-        Config { batch_rows: 1000, random_negatives: 40, id_dropout: 0.0, ..config() };
+    let config = Config { batch_rows: 1000, random_negatives: 40, id_dropout: 0.0, ..config() };
     world.with(|data| {
         let (towers, mut work) = step_of(data, &config);
         // Uniform draws miss some items; all are made certain here.
@@ -277,7 +278,8 @@ fn baskets_are_rows_and_their_past_ends_before_them() {
 #[test]
 fn repeats_weigh_less_and_duplicates_in_a_basket_count_once() {
     let mut world = world(2, 40, 3, 4);
-    world.event_items = [1, 1, 2, 1, 3, 3, 4, 5, 6, 4, 8, 4, 7, 7, 7, 7, 7, 7].map(ItemIdx).to_vec();
+    world.event_items =
+        [1, 1, 2, 1, 3, 3, 4, 5, 6, 4, 8, 4, 7, 7, 7, 7, 7, 7].map(ItemIdx).to_vec();
     let config = Config { batch_rows: 10, random_negatives: 0, ..config() };
     world.rows.iter_mut().for_each(|row| row.snapshot = 0);
     world.with(|data| {
