@@ -144,9 +144,12 @@ fn a_request_keeps_items_positions_and_scores_together() {
     assert!(batch.column_by_name("s4_ranking_us").is_some());
 }
 
+/// Makes a good configuration a bad one.
+type Spoil = fn(&mut Config);
+
 #[test]
 fn a_configuration_that_cannot_work_is_refused_by_name() {
-    let cases: [(&str, fn(&mut Config)); 4] = [
+    let cases: [(&str, Spoil); 4] = [
         ("events.queue_rows_max = 3 is below", |c| c.queue_rows_max = 3),
         ("events.file_age_max_ms = 0", |c| c.file_age_max_ms = 0),
         ("events.replica = \"a/b\"", |c| c.replica = "a/b".into()),

@@ -124,10 +124,16 @@ pub struct Executor<S> {
     config: Config,
 }
 
+/// A job that does its work, or passes the refusal on to whoever waits.
+type Run<S> = Box<dyn FnOnce(Verdict<'_, S>) -> Outcome + Send>;
+
 struct Job<S> {
     deadline: Instant,
-    run: Box<dyn FnOnce(Verdict<'_, S>) -> Outcome + Send>,
+    run: Run<S>,
 }
+
+/// Where the result of a job arrives.
+type Waiting<T> = oneshot::Receiver<Result<T, Rejected>>;
 
 /// What the thread tells a job: the scratch to run with, or why it will not run.
 enum Verdict<'a, S> {
@@ -201,7 +207,7 @@ impl<S: Send + 'static> Executor<S> {
         &self,
         deadline: Instant,
         job: impl FnOnce(&mut S) -> T + Send + 'static,
-    ) -> Result<oneshot::Receiver<Result<T, Rejected>>, Rejected> {
+    ) -> Result<Waiting<T>, Rejected> {
         let refuse = |rejected| {
             count(rejected);
             Err(rejected)

@@ -128,10 +128,13 @@ async fn the_page_needs_nothing_from_elsewhere_and_can_be_turned_off() {
     assert_eq!(ask(closed, history).await.0, 404);
 }
 
+/// Makes a good configuration a bad one.
+type Spoil = fn(&mut Config);
+
 #[test]
 fn the_defaults_pass_and_what_contradicts_them_is_named() {
     config().check().unwrap();
-    let cases: [(&str, fn(&mut Config)); 3] = [
+    let cases: [(&str, Spoil); 3] = [
         ("server.body_bytes_max = 0", |c| c.body_bytes_max = 0),
         ("server.shown_kind names `seen`", |c| c.shown_kind = "seen".into()),
         ("server.history_kinds names `x`", |c| c.history_kinds.push("x".into())),
