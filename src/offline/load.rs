@@ -176,7 +176,7 @@ fn push_histories(
     data: &mut Dataset,
 ) -> Result<()> {
     let (users, names) = (histories.ids("user_id")?, histories.ids("event")?);
-    let (lists, as_of) = (histories.lists("item_ids")?, histories.i64("as_of")?);
+    let (lists, as_of) = (histories.lists("item_ids")?, histories.i64("as_of_ms")?);
     let before = data.events.len();
     for row in 0..histories.rows() {
         let user = ids.users.find(&users[row]).context("every history's user was collected")?;

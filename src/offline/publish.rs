@@ -107,7 +107,7 @@ fn records(loaded: &Loaded) -> Result<Vec<ItemRecord>> {
     let (titles, categories, images) = (text("title")?, text("category")?, text("image_url")?);
     let prices = if frame.has("price") { frame.f32("price")? } else { vec![f32::NAN; frame.rows()] };
     let created =
-        if frame.has("created_at") { frame.i64("created_at")? } else { vec![None; frame.rows()] };
+        if frame.has("created_ms") { frame.i64("created_ms")? } else { vec![None; frame.rows()] };
     let in_stock =
         if frame.has("in_stock") { frame.bools("in_stock")? } else { vec![true; frame.rows()] };
     let (regions, labels) = (lists("regions")?, lists("labels")?);

@@ -38,6 +38,8 @@ pub struct Item {
     pub labels: Vec<String>,
     pub regions: Vec<String>,
     pub in_stock: bool,
+    /// Epoch milliseconds.
+    pub created_ms: i64,
 }
 
 /// The world of this test run.
@@ -244,6 +246,10 @@ fn items(dir: &Path) -> HashMap<String, Item> {
                     labels: list(&batch["labels"], row),
                     regions: list(&batch["regions"], row),
                     in_stock: batch["in_stock"].as_boolean().value(row),
+                    created_ms: batch["created_at"]
+                        .as_primitive::<arrow::datatypes::TimestampMicrosecondType>()
+                        .value(row)
+                        / 1000,
                 };
                 items.insert(text(&batch["item_id"], row).unwrap(), item);
             }
