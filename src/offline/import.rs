@@ -341,7 +341,7 @@ fn examine(
         outcome.report.rows_selected += batch.num_rows();
         for (check, count) in counts.iter_mut().enumerate() {
             for (row, _) in
-                faults.iter().enumerate().filter(|(_, fault)| *fault & (1 << check) != 0)
+                faults.iter().enumerate().filter(|(_, fault)| (**fault >> check) & 1 == 1)
             {
                 *count += 1;
                 if examples[check].len() < limits.examples_max {
@@ -432,7 +432,7 @@ fn applies(table: Table, check: u8) -> bool {
 }
 
 fn reason(fault: u8) -> String {
-    let names = CHECKS.iter().enumerate().filter(|(bit, _)| fault & (1 << bit) != 0);
+    let names = CHECKS.iter().enumerate().filter(|(bit, _)| (fault >> bit) & 1 == 1);
     names.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
 }
 
