@@ -5,9 +5,10 @@
 //!                                                          histories}.parquet, report.json
 //! ```
 //! Times leave as epoch milliseconds (`ts_ms`, `created_ms`, `as_of_ms`), and `created_day` is
-//! added to items in epoch days; events are sorted by user, time and id, items and users by id. Invariant: every collected event has an id that
-//! occurs once, a time inside the window and an item of the collected catalogue. A share of bad
-//! rows beyond the configuration stops the day before anything is written.
+//! added to items in epoch days; events are sorted by user, time and id, items and users by id.
+//! Invariant: every collected event has an id that occurs once, a time inside the window and an
+//! item of the collected catalogue. A share of bad rows beyond the configuration stops the day
+//! before anything is written.
 
 use std::collections::HashSet;
 use std::fs;
