@@ -53,6 +53,9 @@ pub fn materialise(
     engine: &sql::Config,
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> anyhow::Result<usize> {
+    for as_of in as_of_ms {
+        anyhow::ensure!(as_of % DAY_MS == 0, "aggregates as of {as_of} ms: not a midnight");
+    }
     let todo: Vec<i64> =
         as_of_ms.iter().copied().filter(|&as_of| !folder(work, as_of).exists()).collect();
     let done_before = as_of_ms.len() - todo.len();
@@ -62,7 +65,6 @@ pub fn materialise(
     let engine = Engine::new(engine)?;
     load(&engine, work)?;
     for (done, &as_of) in todo.iter().enumerate() {
-        anyhow::ensure!(as_of % DAY_MS == 0, "aggregates as of {as_of} ms: not a midnight");
         progress(done_before + done, as_of_ms.len(), &date_of(as_of));
         one_midnight(&engine, work, as_of)?;
     }

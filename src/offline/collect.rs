@@ -5,9 +5,10 @@
 //!                                                          histories}.parquet, report.json
 //! ```
 //! Times leave as epoch milliseconds (`ts_ms`, `created_ms`, `as_of_ms`), and `created_day` is
-//! added to items in epoch days; events are sorted by user, time and id, items and users by id. Invariant: every collected event has an id that
-//! occurs once, a time inside the window and an item of the collected catalogue. A share of bad
-//! rows beyond the configuration stops the day before anything is written.
+//! added to items in epoch days; events are sorted by user, time and id, items and users by id.
+//! Invariant: every collected event has an id that occurs once, a time inside the window and an
+//! item of the collected catalogue. A share of bad rows beyond the configuration stops the day
+//! before anything is written.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,9 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch,
-};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch, sort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};

@@ -8,10 +8,10 @@ const SQL: &str = "
 CREATE TABLE bought AS SELECT * FROM sales WHERE quantity > 0;
 CREATE VIEW items AS
   SELECT id AS item_id, name AS title, kind AS category, price, colour,
-    make_array('R' || kind) AS regions FROM goods;
+    make_array('R' || CAST(kind AS VARCHAR)) AS regions FROM goods;
 CREATE VIEW events AS
   SELECT customer_id AS user_id, id AS item_id, 'purchase' AS event,
-    to_timestamp_seconds(at) AS timestamp, paid AS value, tab AS context_tab, note FROM bought;
+    to_timestamp_seconds(sold) AS timestamp, paid AS value, tab AS context_tab, note FROM bought;
 ";
 
 struct Case {
@@ -31,7 +31,7 @@ impl Case {
 
     fn good() -> Self {
         Self::new(
-            "Customer ID,id,at,paid,tab,note,quantity\n\
+            "Customer ID,id,sold,paid,tab,note,quantity\n\
              7.0,a,1512086400,1.5,x,-,1\n,b,1512086401,2,x,-,0\n8.0,b,1512000001,2.5,y,-,2\n",
             "id,name,kind,price,colour\na,Apple,1,1.5,red\nb,Beer,2,2.0,\n",
         )
@@ -116,7 +116,7 @@ fn a_second_import_writes_the_same_bytes() {
 #[test]
 fn bad_rows_are_counted_shown_and_quarantined() {
     let case = Case::new(
-        "customer_id,id,at,paid,tab,note,quantity\n\
+        "customer_id,id,sold,paid,tab,note,quantity\n\
          7,d,1512086400,1.5,x,-,1\n7,d,1512086400,1.5,x,-,1\n,d,1512086402,1,x,-,1\n\
          8,d,0,1,x,-,1\n8,a,1512086403,1,x,-,1\n8,ghost,1512086404,1,x,-,1\n",
         "id,name,kind,price,colour\na,Apple,1,cheap,red\nb,Beer,2,-2.0,\nc,Cola,2,2.0,\n\
@@ -167,7 +167,7 @@ fn a_passed_threshold_keeps_the_old_tables_and_names_the_check() {
 #[test]
 fn errors_say_what_to_fix() {
     let mut case = Case::good();
-    case.sql = SQL.replace("to_timestamp_seconds(at) AS", "at AS");
+    case.sql = SQL.replace("to_timestamp_seconds(sold) AS", "sold AS");
     let error = format!("{:#}", case.run().unwrap_err());
     assert!(error.contains("`timestamp` is Int64") && error.contains("to_timestamp_"), "{error}");
     case.sql = SQL.replace("customer_id AS user_id,", "");

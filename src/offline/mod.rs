@@ -20,6 +20,7 @@
 pub mod aggregates;
 pub mod approve;
 pub mod as_of;
+mod checks;
 pub mod collect;
 pub mod dataset;
 mod day;

@@ -220,7 +220,7 @@ impl Engine {
                 let frame = self.context.execute_logical_plan(plan).await.map_err(failed)?;
                 let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
                 let batches = frame.collect().await.map_err(failed)?;
-                // What comes out may be more exactly nullable than the plan said.
+                // The plan may call columns nullable that come out without nulls.
                 let schema = batches.first().map_or(schema, |batch| batch.schema());
                 Ok::<_, Error>((schema, batches))
             })?);
