@@ -79,8 +79,9 @@ impl IvfIndex {
             target,
             exact_rows_max: config.exact_rows_max,
         };
-        index.calibration =
-            calibrate::calibrate(&index, &queries, &pool, &mut |queries| done(queries * query_cost));
+        index.calibration = calibrate::calibrate(&index, &queries, &pool, &mut |queries| {
+            done(queries * query_cost)
+        });
         Ok(index)
     }
 }
