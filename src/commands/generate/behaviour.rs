@@ -104,7 +104,7 @@ impl<'a> Catalogue<'a> {
         let mean = traffic.impressions_per_user_day * user.activity / SLATE as f64;
         let requests =
             Poisson::new(mean).map_or(0, |requests| requests.sample(&mut rng).min(1e4) as u32);
-        let variant = if row % 2 == 0 { "a" } else { "b" };
+        let variant = if row.is_multiple_of(2) { "a" } else { "b" };
         let mut made = UserDay { region: user.region, variant, events: Vec::new() };
         if requests == 0 {
             return made;

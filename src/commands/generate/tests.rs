@@ -218,10 +218,10 @@ fn events_keep_their_contract_and_can_be_learnt_from() {
         let unique: std::collections::HashSet<&str> =
             events["event_id"].as_string::<i32>().iter().map(Option::unwrap).collect();
         assert_eq!(unique.len(), events.num_rows(), "event ids repeat");
-        for row in 0..events.num_rows() {
+        for (row, &time) in times.iter().enumerate() {
             let item: usize = ids.value(row)[1..].parse::<usize>().unwrap() - 1;
-            assert!((midnight..midnight + 86_400_000_000).contains(&times[row]), "wrong day");
-            assert!(created[item] <= times[row], "shown before it was created");
+            assert!((midnight..midnight + 86_400_000_000).contains(&time), "wrong day");
+            assert!(created[item] <= time, "shown before it was created");
             assert!(propensity.value(row) > 0.0 && propensity.value(row) <= 1.0);
             let position = positions.value(row) as usize;
             let side = if ratings.value(item) > 3.5 { &mut good } else { &mut bad };
