@@ -113,11 +113,7 @@ fn check(args: &Args) -> Result<()> {
     ensure!((1..=rows_max).contains(&args.items), "--items {}: 1 to {rows_max}", args.items);
     ensure!(args.users <= rows_max, "--users {}: at most {rows_max}", args.users);
     ensure!(args.chunk_rows > 0, "--chunk-rows 0: at least 1");
-    ensure!(
-        (0.0..=10.0).contains(&args.noise),
-        "--noise {}: a length from 0 to 10",
-        args.noise
-    );
+    ensure!((0.0..=10.0).contains(&args.noise), "--noise {}: a length from 0 to 10", args.noise);
     ensure!(
         (0.0..=10_000.0).contains(&args.events_per_user_day),
         "--events-per-user-day {}: 0 to 10000",

@@ -123,7 +123,9 @@ pub enum Error {
     Ragged { what: &'static str, values: usize, dim: usize },
     #[error("{rows} items are more than an index holds ({max})", max = u32::MAX)]
     TooMany { rows: usize },
-    #[error("{what} {row} has length {norm}, expected 1: normalise it, or leave it out if it is zero or not a number")]
+    #[error(
+        "{what} {row} has length {norm}, expected 1: normalise it, or leave it out if it is zero or not a number"
+    )]
     NotUnit { what: &'static str, row: usize, norm: f32 },
     #[error("recall target {found} is not calibrated: choose one of {RECALL_TARGETS:?}")]
     RecallTarget { found: f32 },
@@ -148,7 +150,9 @@ pub enum Damage {
     Offsets { list: usize, end: u64, rows: usize },
     #[error("slot {slot} names item {item}, which is twice there or not below {rows}")]
     Items { slot: usize, item: u32, rows: usize },
-    #[error("the calibration for recall {target} does not rise with the depth within {lists} lists")]
+    #[error(
+        "the calibration for recall {target} does not rise with the depth within {lists} lists"
+    )]
     Calibration { target: f32, lists: usize },
     #[error("recall target {found} is not calibrated")]
     RecallTarget { found: f32 },

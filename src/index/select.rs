@@ -34,9 +34,9 @@ impl Best {
     /// Takes one scored item.
     #[inline]
     pub(crate) fn offer(&mut self, score: f32, item: ItemIdx) {
-        // Written so that a NaN is kept: a query with a NaN still gets its k items. The buffer
-        // is cut as soon as it is full, so that there is room for this push.
-        if !(score < self.threshold) {
+        // A NaN is kept: a query with a NaN still gets its k items. The buffer is cut as soon as
+        // it is full, so that there is room for this push.
+        if score >= self.threshold || score.is_nan() {
             self.keys.push(key(score, item.0));
             self.taken += 1;
             if self.keys.len() == self.capacity {

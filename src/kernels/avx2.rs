@@ -37,6 +37,7 @@ pub(super) fn dots(query: &[f32], rows: &[f32], out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
+#[allow(clippy::needless_range_loop)] // the registers are addressed by row and accumulator
 fn dot_rows<const R: usize>(query: &[f32], rows: [&[f32]; R]) -> [f32; R] {
     let dim = query.len();
     for row in rows {

@@ -3,10 +3,11 @@
 //! P(click) = examination of the position x logistic(likeness of user and item, quality, price,
 //! device), so there is something to learn for retrieval (the vectors), for ranking (quality,
 //! price) and for position debiasing. The logging policy draws its item from one of the user's
-//! clusters, from a popular cluster, or from the whole catalogue; its probability is the
-//! `propensity` column, before the rejections for region and age.
+//! clusters, from a popular cluster, or from the whole catalogue, and shuffles the slate; the
+//! probability of a draw is the `propensity` column, before the rejections for region and age.
 
 use rand::Rng;
+use rand::seq::SliceRandom;
 use rand_distr::{Distribution, Poisson};
 use rand_pcg::Pcg64Mcg;
 
@@ -15,8 +16,10 @@ use crate::kernels;
 
 /// Impressions of one request.
 pub(super) const SLATE: usize = 10;
-/// Draws for one position before it stays empty.
+/// Draws for one position by the policy, then from the whole catalogue, before it stays empty: a
+/// small catalogue has clusters without items, or without any that are sold in the region.
 const TRIES: usize = 8;
+const TRIES_ANYWHERE: usize = 12;
 /// Where the logging policy takes its item from: the user's clusters, popular clusters; else anywhere.
 const FROM_TASTE: f64 = 0.6;
 const FROM_POPULAR: f64 = 0.3;
@@ -101,7 +104,7 @@ impl<'a> Catalogue<'a> {
         let mean = traffic.impressions_per_user_day * user.activity / SLATE as f64;
         let requests =
             Poisson::new(mean).map_or(0, |requests| requests.sample(&mut rng).min(1e4) as u32);
-        let variant = if row % 2 == 0 { "a" } else { "b" };
+        let variant = if row.is_multiple_of(2) { "a" } else { "b" };
         let mut made = UserDay { region: user.region, variant, events: Vec::new() };
         if requests == 0 {
             return made;
@@ -109,7 +112,8 @@ impl<'a> Catalogue<'a> {
         let mut latent = [0.0; DIM];
         world.user_latent(row, &mut latent);
         let midnight_us = world.setting.start_us + i64::from(day) * 24 * HOUR_US;
-        let mut times: Vec<i64> = (0..requests).map(|_| midnight_us + time_of_day(&mut rng)).collect();
+        let mut times: Vec<i64> =
+            (0..requests).map(|_| midnight_us + time_of_day(&mut rng)).collect();
         times.sort_unstable();
         for (request, time_us) in times.into_iter().enumerate() {
             let person = Person { user: &user, latent: &latent, request: request as u32, time_us };
@@ -128,19 +132,20 @@ impl<'a> Catalogue<'a> {
         let first = events.len();
         let mut shown: Vec<(u32, Item)> = Vec::with_capacity(SLATE);
         for _ in 0..SLATE {
-            let Some((row, item)) = self.show(person, &shown, rng) else { continue };
-            events.push(Event {
-                kind: Kind::Impression,
-                item: row,
-                time_us: person.time_us,
-                request: person.request,
-                position: shown.len() as i32,
-                device,
-                value: None,
-                propensity: self.propensity(person.user, item.cluster),
-            });
-            shown.push((row, item));
+            shown.extend(self.show(person, &shown, rng));
         }
+        // The liked clusters run out first, so the order of drawing is no order of chance.
+        shown.shuffle(rng);
+        events.extend(shown.iter().zip(0..).map(|((row, item), position)| Event {
+            kind: Kind::Impression,
+            item: *row,
+            time_us: person.time_us,
+            request: person.request,
+            position,
+            device,
+            value: None,
+            propensity: self.propensity(person.user, item.cluster),
+        }));
         for (at, (row, item)) in shown.iter().enumerate() {
             if !rng.random_bool(self.click_chance(person, *row, item, at, device)) {
                 continue;
@@ -159,18 +164,21 @@ impl<'a> Catalogue<'a> {
     }
 
     /// One item for the user, sold in their region, created by then, not yet in the slate.
-    fn show(&self, person: &Person, shown: &[(u32, Item)], rng: &mut Pcg64Mcg) -> Option<(u32, Item)> {
-        for _ in 0..TRIES {
-            let source = rng.random::<f64>();
-            let cluster = if source < FROM_TASTE {
-                draw_taste_cluster(person.user, rng)
+    fn show(
+        &self,
+        person: &Person,
+        shown: &[(u32, Item)],
+        rng: &mut Pcg64Mcg,
+    ) -> Option<(u32, Item)> {
+        for tried in 0..TRIES + TRIES_ANYWHERE {
+            let source = if tried < TRIES { rng.random::<f64>() } else { 1.0 };
+            let members = if source < FROM_TASTE {
+                self.of_cluster(draw_taste_cluster(person.user, rng))
             } else if source < FROM_TASTE + FROM_POPULAR {
-                self.world.draw_cluster(rng)
+                self.of_cluster(self.world.draw_cluster(rng))
             } else {
-                let row = rng.random_range(0..self.members.len() as u32);
-                self.world.item_cluster(row.into())
+                &self.members
             };
-            let members = self.of_cluster(cluster);
             if members.is_empty() {
                 continue;
             }
@@ -202,7 +210,7 @@ impl<'a> Catalogue<'a> {
         let price_gap = f64::from(item.price_z - person.user.price_z);
         let on_mobile = if device == "mobile" { -0.2 } else { 0.0 };
         let liked = logistic(
-            -4.0 + 4.0 * likeness + 0.6 * f64::from(item.quality) - 0.15 * price_gap * price_gap
+            -3.3 + 4.0 * likeness + 0.6 * f64::from(item.quality) - 0.15 * price_gap * price_gap
                 + on_mobile,
         );
         examined(at) * liked

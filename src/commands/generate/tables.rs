@@ -31,8 +31,22 @@ const DEPARTMENTS: [&str; 16] = [
     "Outdoor", "School", "Craft", "Festive", "Workshop", "Camping",
 ];
 const KINDS: [&str; 16] = [
-    "Tools", "Lamps", "Storage", "Textiles", "Books", "Games", "Gadgets", "Furniture", "Clothing",
-    "Snacks", "Drinks", "Care", "Decor", "Cases", "Spares", "Gifts",
+    "Tools",
+    "Lamps",
+    "Storage",
+    "Textiles",
+    "Books",
+    "Games",
+    "Gadgets",
+    "Furniture",
+    "Clothing",
+    "Snacks",
+    "Drinks",
+    "Care",
+    "Decor",
+    "Cases",
+    "Spares",
+    "Gifts",
 ];
 
 /// Writes one table as numbered files of at most [`FILE_ROWS_MAX`] rows.
@@ -85,7 +99,8 @@ impl TableWriter {
     fn next_file(&mut self) -> Result<()> {
         self.close()?;
         let path = self.dir.join(format!("{}-{:05}.parquet", self.prefix, self.files));
-        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         let vectors = self.schema.field_with_name("vector").is_ok();
         // Random floats neither compress nor repeat; everything else does.
         let properties = WriterProperties::builder()
@@ -102,7 +117,12 @@ impl TableWriter {
     fn close(&mut self) -> Result<()> {
         match self.file.take() {
             Some(file) => file.close().map(drop).with_context(|| {
-                format!("cannot complete {}-{:05} in {}", self.prefix, self.files - 1, self.dir.display())
+                format!(
+                    "cannot complete {}-{:05} in {}",
+                    self.prefix,
+                    self.files - 1,
+                    self.dir.display()
+                )
             }),
             None => Ok(()),
         }
@@ -244,7 +264,12 @@ pub(super) fn vectors_schema(id: &str) -> SchemaRef {
 }
 
 /// Vectors of `rows`, `[rows * DIM]`.
-pub(super) fn vectors(name: &str, letter: char, rows: Range<u64>, flat: Vec<f32>) -> Result<RecordBatch> {
+pub(super) fn vectors(
+    name: &str,
+    letter: char,
+    rows: Range<u64>,
+    flat: Vec<f32>,
+) -> Result<RecordBatch> {
     let element = Arc::new(Field::new("item", DataType::Float32, false));
     let values = Arc::new(Float32Array::from(flat));
     let vector = FixedSizeListArray::try_new(element, DIM as i32, values, None)?;

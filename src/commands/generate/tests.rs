@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{Float32Type, Float64Type, Int32Type, TimestampMicrosecondType};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -29,7 +29,13 @@ fn args(out: &Path) -> Args {
 }
 
 fn world(region_by_topic: bool) -> World {
-    World::new(Setting { seed: 42, noise: 0.2, region_by_topic, start_us: 1_767_225_600_000_000, days: 10 })
+    World::new(Setting {
+        seed: 42,
+        noise: 0.2,
+        region_by_topic,
+        start_us: 1_767_225_600_000_000,
+        days: 10,
+    })
 }
 
 /// All tables under `dir`, by the path of their directory and prefix, each as one batch.
@@ -69,14 +75,17 @@ fn content_depends_on_the_seed_and_not_on_chunks_or_threads() {
     let [a, b, c] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
     let first = made(args(a.path()));
     let names: Vec<&str> = first.keys().map(String::as_str).collect();
-    assert_eq!(names, [
-        "events/dt=2026-01-01/generated",
-        "events/dt=2026-01-02/generated",
-        "items/items",
-        "users/users",
-        "vectors/items",
-        "vectors/queries",
-    ]);
+    assert_eq!(
+        names,
+        [
+            "events/dt=2026-01-01/generated",
+            "events/dt=2026-01-02/generated",
+            "items/items",
+            "users/users",
+            "vectors/items",
+            "vectors/queries",
+        ]
+    );
     assert_eq!(first["items/items"].num_rows(), 3000);
     assert_eq!(first["vectors/queries"].num_rows(), 300);
     let second = made(Args { chunk_rows: 171, threads: 3, ..args(b.path()) });
@@ -124,7 +133,8 @@ fn stored_vectors_have_length_one_and_the_law_of_their_cluster() {
         world.rotate(&other, &mut b);
         assert!((crate::kernels::dot(&b, &b) - 1.0).abs() < 1e-5);
         // The rotation keeps inner products: behaviour may work in latent coordinates.
-        let (turned, straight) = (crate::kernels::dot(&a, &b), crate::kernels::dot(&latent, &other));
+        let (turned, straight) =
+            (crate::kernels::dot(&a, &b), crate::kernels::dot(&latent, &other));
         assert!((turned - straight).abs() < 1e-4, "{turned} and {straight}");
         if world.item_cluster(row) == 0 {
             within.push(latent);
@@ -164,7 +174,12 @@ fn filters_pass_their_shares() {
     for by_topic in [false, true] {
         let world = world(by_topic);
         let items: Vec<_> = (0..n).map(|row| world.item(row)).collect();
-        near(items.iter().filter(|item| item.in_stock).count() as u64, n as f64, IN_STOCK_SHARE, "stock");
+        near(
+            items.iter().filter(|item| item.in_stock).count() as u64,
+            n as f64,
+            IN_STOCK_SHARE,
+            "stock",
+        );
         assert!(items.iter().all(|item| item.regions > 0 && item.regions < 1 << REGIONS.len()));
         for (bit, (label, share)) in LABELS.iter().enumerate() {
             let found = items.iter().filter(|item| item.labels >> bit & 1 == 1).count();
@@ -192,7 +207,8 @@ fn events_keep_their_contract_and_can_be_learnt_from() {
     let (mut good, mut bad) = ((0u32, 0u32), (0u32, 0u32));
     for day in 0..2i64 {
         let events = &tables[&format!("events/dt=2026-01-0{}/generated", day + 1)];
-        let (kinds, ids) = (events["event"].as_string::<i32>(), events["item_id"].as_string::<i32>());
+        let (kinds, ids) =
+            (events["event"].as_string::<i32>(), events["item_id"].as_string::<i32>());
         let positions = events["position"].as_primitive::<Int32Type>();
         let values = events["value"].as_primitive::<Float64Type>();
         let propensity = events["propensity"].as_primitive::<Float64Type>();
@@ -202,10 +218,10 @@ fn events_keep_their_contract_and_can_be_learnt_from() {
         let unique: std::collections::HashSet<&str> =
             events["event_id"].as_string::<i32>().iter().map(Option::unwrap).collect();
         assert_eq!(unique.len(), events.num_rows(), "event ids repeat");
-        for row in 0..events.num_rows() {
+        for (row, &time) in times.iter().enumerate() {
             let item: usize = ids.value(row)[1..].parse::<usize>().unwrap() - 1;
-            assert!((midnight..midnight + 86_400_000_000).contains(&times[row]), "wrong day");
-            assert!(created[item] <= times[row], "shown before it was created");
+            assert!((midnight..midnight + 86_400_000_000).contains(&time), "wrong day");
+            assert!(created[item] <= time, "shown before it was created");
             assert!(propensity.value(row) > 0.0 && propensity.value(row) <= 1.0);
             let position = positions.value(row) as usize;
             let side = if ratings.value(item) > 3.5 { &mut good } else { &mut bad };
@@ -229,7 +245,8 @@ fn events_keep_their_contract_and_can_be_learnt_from() {
     assert!((0.03..0.3).contains(&rate), "click rate {rate}");
     let ratio = |(shown, clicked): (u32, u32)| f64::from(clicked) / f64::from(shown);
     assert!(ratio(good) > 1.2 * ratio(bad), "quality is not felt: {good:?} {bad:?}");
-    let bias = f64::from(clicked_at[9]) / f64::from(shown_at[9])
+    let bias = f64::from(clicked_at[9])
+        / f64::from(shown_at[9])
         / (f64::from(clicked_at[0]) / f64::from(shown_at[0]));
     let expected = behaviour::examined(9);
     assert!((bias / expected - 1.0).abs() < 0.35, "position bias {bias}, expected {expected}");
@@ -264,6 +281,7 @@ fn likeness_of_user_and_item_decides_clicks() {
 
 #[test]
 fn every_topic_has_a_category_of_its_own() {
-    let names: std::collections::BTreeSet<String> = (0..TOPICS as u16).map(tables::category).collect();
+    let names: std::collections::BTreeSet<String> =
+        (0..TOPICS as u16).map(tables::category).collect();
     assert_eq!(names.len(), TOPICS);
 }

@@ -144,8 +144,7 @@ impl World {
             }));
         }
         let spread = (0..CLUSTERS).map(|_| 0.55 * (0.25 * normal(&mut rng)).exp()).collect();
-        let price_level =
-            (0..TOPICS).map(|_| 3.0 + 0.8 * f64::from(normal(&mut rng))).collect();
+        let price_level = (0..TOPICS).map(|_| 3.0 + 0.8 * f64::from(normal(&mut rng))).collect();
         let mut of_topic = vec![Vec::new(); TOPICS];
         let mut cumulative = Vec::with_capacity(CLUSTERS);
         let mut total = 0.0;
@@ -252,8 +251,7 @@ impl World {
         let topic = self.topic_of[taste.clusters[0] as usize];
         let any = rng.random_range(0..REGIONS.len() as u8);
         let stays = rng.random_bool(0.7);
-        let region =
-            if self.setting.region_by_topic && stays { home_region(topic) } else { any };
+        let region = if self.setting.region_by_topic && stays { home_region(topic) } else { any };
         let age_days: f64 = Exp1.sample(&mut rng);
         User {
             taste,

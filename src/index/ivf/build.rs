@@ -79,8 +79,9 @@ impl IvfIndex {
             target,
             exact_rows_max: config.exact_rows_max,
         };
-        index.calibration =
-            calibrate::calibrate(&index, &queries, &pool, &mut |queries| done(queries * query_cost));
+        index.calibration = calibrate::calibrate(&index, &queries, &pool, &mut |queries| {
+            done(queries * query_cost)
+        });
         Ok(index)
     }
 }
@@ -103,7 +104,7 @@ fn check(vectors: &[f32], dim: usize, queries: &[f32], config: &Config) -> Resul
         }
         for (row, vector) in values.chunks_exact(dim).enumerate() {
             let norm = kernels::dot(vector, vector).sqrt();
-            if !((norm - 1.0).abs() <= NORM_TOLERANCE) {
+            if norm.is_nan() || (norm - 1.0).abs() > NORM_TOLERANCE {
                 return Err(Error::NotUnit { what, row, norm });
             }
         }

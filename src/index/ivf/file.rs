@@ -77,8 +77,10 @@ impl IvfIndex {
         let ids = file.get_exact::<ItemIdx>("ivf.ids", n)?;
         let slots = slots(&ids).map_err(damaged)?;
         let depths = file.get::<u32>("ivf.depths")?.to_vec();
-        let probes =
-            file.get_exact::<u32>("ivf.probes", depths.len() * if n == 0 { 0 } else { RECALL_TARGETS.len() })?;
+        let probes = file.get_exact::<u32>(
+            "ivf.probes",
+            depths.len() * if n == 0 { 0 } else { RECALL_TARGETS.len() },
+        )?;
         let calibration = Calibration { depths, probes: probes.to_vec() };
         check_calibration(&calibration, n, lists).map_err(damaged)?;
         Ok(Self {
@@ -99,7 +101,11 @@ fn check_offsets(offsets: &[u64], rows: usize) -> Result<(), Damage> {
     let mut start = 0;
     for (list, &end) in offsets.iter().enumerate() {
         let last = list + 1 == offsets.len();
-        if end < start || (list == 0 && end != 0) || end > rows as u64 || (last && end != rows as u64) {
+        if end < start
+            || (list == 0 && end != 0)
+            || end > rows as u64
+            || (last && end != rows as u64)
+        {
             return Err(Damage::Offsets { list: list.saturating_sub(1), end, rows });
         }
         start = end;
@@ -125,7 +131,9 @@ fn check_calibration(calibration: &Calibration, rows: usize, lists: usize) -> Re
     let rising = depths.windows(2).all(|pair| pair[0] < pair[1])
         && depths.first().is_none_or(|&depth| depth > 0)
         && depths.is_empty() == (rows == 0);
-    for (target, row) in RECALL_TARGETS.into_iter().zip(calibration.probes.chunks(depths.len().max(1))) {
+    for (target, row) in
+        RECALL_TARGETS.into_iter().zip(calibration.probes.chunks(depths.len().max(1)))
+    {
         let within = row.iter().all(|&probes| (1..=lists as u32).contains(&probes));
         if !rising || !within || row.windows(2).any(|pair| pair[0] > pair[1]) {
             return Err(Damage::Calibration { target, lists });

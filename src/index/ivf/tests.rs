@@ -177,8 +177,10 @@ fn a_filter_that_has_to_do_with_the_query_keeps_its_recall() {
 #[test]
 fn the_same_for_any_number_of_threads() {
     let rows = vectors(3000, 8, 20, false, 1);
-    let one = IvfIndex::build(&rows, 8, &[], &Config { threads: 1, ..config() }, &|_, _| ()).unwrap();
-    let three = IvfIndex::build(&rows, 8, &[], &Config { threads: 3, ..config() }, &|_, _| ()).unwrap();
+    let one =
+        IvfIndex::build(&rows, 8, &[], &Config { threads: 1, ..config() }, &|_, _| ()).unwrap();
+    let three =
+        IvfIndex::build(&rows, 8, &[], &Config { threads: 3, ..config() }, &|_, _| ()).unwrap();
     assert_eq!(*one.centroids, *three.centroids);
     assert_eq!(*one.ids, *three.ids);
     assert_eq!(one.calibration, three.calibration);
@@ -205,7 +207,13 @@ fn a_grown_scratch_grows_no_further() {
     let (mut scratch, mut out) = (Scratch::default(), Vec::new());
     let capacities = |scratch: &Scratch, out: &Vec<Hit>| {
         let Scratch { scores, order, passing, excluded, best: _ } = scratch;
-        [scores.capacity(), order.capacity(), passing.capacity(), excluded.capacity(), out.capacity()]
+        [
+            scores.capacity(),
+            order.capacity(),
+            passing.capacity(),
+            excluded.capacity(),
+            out.capacity(),
+        ]
     };
     for query in queries.chunks_exact(8) {
         index.search(query, 100, &filter, &mut scratch, &mut out);
