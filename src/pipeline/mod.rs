@@ -28,7 +28,7 @@ mod s6_response;
 use serde::Deserialize;
 
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
-pub use context::{Context, Inputs, Scratch};
+pub use context::{Context, Drops, Inputs, Scratch};
 pub use deadline::Deadline;
 pub use engine::{Engine, Error, HistoryItem, Parts, Request, StartError};
 pub use region::{Config as RegionConfig, Location};

@@ -1,13 +1,11 @@
 //! The real binary over HTTP: every promise of the interface, on a small generated world.
 
-mod support;
-
 use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{Arc, Mutex, Weak};
 
 use serde_json::{Value, json};
-use support::{Redis, SHUT_REGION, Server, event, eventually, ids, world};
+use crate::support::{Redis, SHUT_REGION, Server, event, eventually, ids, world};
 
 const STAGES: [&str; 6] =
     ["s1_user_embedding", "s2_candidates", "s3_features", "s4_ranking", "s5_rules", "s6_response"];

@@ -83,7 +83,7 @@ impl World {
     fn settings(&self, more: &[(&str, &str)]) -> String {
         let mut settings: toml::Table = include_str!("world.toml").parse().unwrap();
         let path = |name: &str| format!("\"{}\"", self.dir.join(name).display());
-        let features = concat!("\"", env!("CARGO_MANIFEST_DIR"), "/tests/support/features.toml\"");
+        let features = concat!("\"", env!("CARGO_MANIFEST_DIR"), "/config/generated/features.toml\"");
         let (data, work) = (path("data"), path("work"));
         let (log, models) = (path("log"), path("models"));
         let own = [
@@ -114,6 +114,11 @@ impl World {
 
     /// Runs one command of the binary to its end.
     fn shortlist(&self, arguments: &[&str]) {
+        self.shortlist_log(arguments);
+    }
+
+    /// As [`World::shortlist`]; what the command logged.
+    pub fn shortlist_log(&self, arguments: &[&str]) -> String {
         let output = Command::new(SHORTLIST)
             .arg("--config")
             .arg(self.configuration(&[]))
@@ -126,6 +131,24 @@ impl World {
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Where the pipeline worked.
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// The one bundle that was published.
+    pub fn bundle_dir(&self) -> PathBuf {
+        let mut bundles = files(&self.dir.join("models"), "manifest.json");
+        assert_eq!(bundles.len(), 1, "one bundle: {bundles:?}");
+        bundles.remove(0).parent().unwrap().to_owned()
+    }
+
+    /// The configuration of the world, as the binary reads it.
+    pub fn config(&self) -> shortlist::config::Config {
+        shortlist::config::Config::load(Some(&self.configuration(&[]))).unwrap()
     }
 
     /// Where the tables lie.
@@ -157,6 +180,18 @@ impl World {
             .filter(|id| is(self.items.get(*id).unwrap_or_else(|| panic!("no item `{id}`"))))
             .collect()
     }
+}
+
+/// Runs the binary in `dir` with further environment; it must succeed.
+pub fn run(dir: &Path, environment: &[(&str, &str)], arguments: &[&str]) {
+    let output = Command::new(SHORTLIST)
+        .current_dir(dir)
+        .envs(environment.iter().copied())
+        .args(arguments)
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "shortlist {arguments:?}: {}\n{log}", output.status);
 }
 
 /// A world is a few megabytes and outlives its run, for a failed test to be looked into.

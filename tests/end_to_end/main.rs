@@ -1,0 +1,9 @@
+//! Everything that needs a world: generated, taken through the day and served by the real binary,
+//! once a test run.
+
+mod http;
+mod kuairand;
+mod leak;
+mod parity;
+mod resume;
+mod support;
