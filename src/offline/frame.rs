@@ -8,6 +8,7 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::errors::ParquetError;
 
 /// A table, all of it.
 pub struct Frame {
@@ -21,20 +22,22 @@ impl Frame {
         let mut files = Vec::new();
         collect_files(path, &mut files)?;
         files.sort();
-        let mut batches = Vec::new();
+        let (mut batches, mut schema) = (Vec::new(), None);
         for file in &files {
-            let opened = File::open(file).with_context(|| format!("open {}", file.display()))?;
-            let reader = ParquetRecordBatchReaderBuilder::try_new(opened)
-                .and_then(|builder| builder.build())
-                .with_context(|| format!("read {}", file.display()))?;
-            for batch in reader {
-                batches.push(batch.with_context(|| format!("read {}", file.display()))?);
+            let what = || format!("read {}", file.display());
+            let builder = File::open(file)
+                .map_err(ParquetError::from)
+                .and_then(ParquetRecordBatchReaderBuilder::try_new)
+                .with_context(what)?;
+            schema.get_or_insert_with(|| builder.schema().clone());
+            for batch in builder.build().with_context(what)? {
+                batches.push(batch.with_context(what)?);
             }
         }
-        let Some(first) = batches.first() else {
-            bail!("{}: no rows in any Parquet file; run the step that writes it", path.display())
+        let Some(schema) = schema else {
+            bail!("{}: no Parquet file; run the step that writes it", path.display())
         };
-        let batch = concat_batches(&first.schema(), &batches)
+        let batch = concat_batches(&schema, &batches)
             .with_context(|| format!("files below {} differ in their columns", path.display()))?;
         Ok(Self { batch, path: path.to_owned() })
     }

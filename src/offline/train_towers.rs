@@ -88,9 +88,11 @@ pub fn item_vectors(
 
 /// Moments from which a snapshot counts, with the day whose tables it reads.
 pub fn snapshot_times(loaded: &Loaded, split: &Split, config: &Config) -> Vec<(i64, i64)> {
-    let timed = |e: &super::dataset::Event| e.timed && e.positive && e.time_ms < split.towers_ms.end;
-    if !loaded.data.events.iter().any(timed) {
-        return vec![(i64::MIN, validation_start(split, config))];
+    let positives = loaded.data.events.iter().filter(|e| e.positive && e.time_ms < split.towers_ms.end);
+    let (timed, untimed): (Vec<_>, Vec<_>) = positives.map(|e| e.timed).partition(|&timed| timed);
+    if timed.len() <= untimed.len() {
+        // Histories without times: their rows have no moment whose numbers they could have read.
+        return vec![(i64::MIN, split.towers_ms.start)];
     }
     let every_ms = config.snapshot_every_days * crate::types::DAY_MS;
     let first = split.towers_ms.start + config.warm_up_days * crate::types::DAY_MS;
