@@ -115,6 +115,11 @@ mod tests {
         };
         assert!(message("[pipeline]\ncandidate = 5\n").contains("candidate"));
         assert!(message("[server]\nport = \"eighty\"\n").contains("server.port"));
-        assert!(Config::load(Some(Path::new("absent.toml"))).unwrap_err().to_string().contains("absent.toml"));
+        assert!(
+            Config::load(Some(Path::new("absent.toml")))
+                .unwrap_err()
+                .to_string()
+                .contains("absent.toml")
+        );
     }
 }

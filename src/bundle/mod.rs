@@ -112,8 +112,8 @@ impl Bundle {
             return Err(Error::Fingerprint { found, expected });
         }
         let path = dir.join(files::DICTIONARIES);
-        let dictionaries = serde_json::from_str(&read(&path)?)
-            .map_err(|source| Error::Json { path, source })?;
+        let dictionaries =
+            serde_json::from_str(&read(&path)?).map_err(|source| Error::Json { path, source })?;
         let items = Items::open(&dir.join(files::ITEMS))?;
         let users = UserTable::open(&dir.join(files::USERS), items.len())?;
         let mut index = IvfIndex::open(&dir.join(files::INDEX))?;
@@ -233,8 +233,7 @@ fn open_schema(dir: &Path) -> Result<Schema, Error> {
 
 fn open_ranker(dir: &Path, schema: &Schema) -> Result<Forest, Error> {
     let path = dir.join(files::RANKER);
-    let ranker =
-        Forest::parse(&read(&path)?).map_err(|source| Error::Ranker { path, source })?;
+    let ranker = Forest::parse(&read(&path)?).map_err(|source| Error::Ranker { path, source })?;
     let (names, features) = (ranker.feature_names(), schema.features());
     if names.len() != features.len() {
         let (ranker, schema) = (names.len(), features.len());

@@ -82,7 +82,11 @@ impl Registry {
     pub async fn current(&self) -> Result<Option<(u64, Rollout)>, Error> {
         let listing = self.store.list_with_delimiter(Some(&Key::from("rollout"))).await?;
         let number = |key: &Key| key.filename()?.strip_suffix(".json")?.parse::<u64>().ok();
-        let newest = listing.objects.iter().filter_map(|o| Some((number(&o.location)?, o))).max_by_key(|&(n, _)| n);
+        let newest = listing
+            .objects
+            .iter()
+            .filter_map(|o| Some((number(&o.location)?, o)))
+            .max_by_key(|&(n, _)| n);
         let Some((n, object)) = newest else { return Ok(None) };
         let bytes = self.store.get(&object.location).await?.bytes().await?;
         let rollout = serde_json::from_slice(&bytes)

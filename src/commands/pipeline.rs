@@ -5,7 +5,6 @@ use clap::Subcommand;
 use crate::config::Config;
 use crate::offline::{Day, Shared};
 
-
 /// Arguments of `shortlist pipeline`.
 #[derive(clap::Args)]
 pub struct Args {

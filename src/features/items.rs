@@ -66,11 +66,7 @@ impl ItemColumns {
     }
 
     /// Reads what [`ItemColumns::save`] wrote.
-    pub fn open(
-        rows: usize,
-        names: Vec<String>,
-        file: &Sections,
-    ) -> Result<Self, sections::Error> {
+    pub fn open(rows: usize, names: Vec<String>, file: &Sections) -> Result<Self, sections::Error> {
         let values = (0..names.len())
             .map(|at| file.get_exact(&format!("c.{at}"), rows))
             .collect::<Result<_, _>>()?;

@@ -57,7 +57,9 @@ pub enum SchemaError {
     Needs { feature: String, op: String, key: &'static str },
     #[error("feature `{feature}`: op `{op}` takes no `{key}`")]
     Takes { feature: String, op: String, key: &'static str },
-    #[error("feature `{feature}`: `{source_name}` must be `table.column` of a user, item or context table")]
+    #[error(
+        "feature `{feature}`: `{source_name}` must be `table.column` of a user, item or context table"
+    )]
     Source { feature: String, source_name: String },
     #[error("feature `{feature}`: `{source_name}` must be an item column (`items.category`, ...)")]
     Key { feature: String, source_name: String },
@@ -105,8 +107,7 @@ impl Schema {
     /// Parses and checks `features.toml`.
     pub fn parse(text: &str) -> Result<Self, SchemaError> {
         let file: File = toml::from_str(text).map_err(Box::new)?;
-        let mut features =
-            file.feature.into_iter().map(feature).collect::<Result<Vec<_>, _>>()?;
+        let mut features = file.feature.into_iter().map(feature).collect::<Result<Vec<_>, _>>()?;
         if features.is_empty() {
             return Err(SchemaError::Empty);
         }
@@ -311,7 +312,8 @@ fn check_scope(entry: &Entry, op: &Op<String>) -> Result<(), SchemaError> {
                 return Err(SchemaError::Source { feature, source_name });
             }
         };
-        let keyed_by_item = role == Role::Of || matches!(op, Op::Lookup { key, .. } if key == source);
+        let keyed_by_item =
+            role == Role::Of || matches!(op, Op::Lookup { key, .. } if key == source);
         if keyed_by_item && fit != "item" {
             let (feature, source_name) = (entry.name.clone(), source.clone());
             return Err(SchemaError::Key { feature, source_name });
@@ -372,10 +374,14 @@ mod tests {
         let message = |text: &str| Schema::parse(text).unwrap_err().to_string();
         let one = |body: &str| format!("[[feature]]\nname = \"f\"\n{body}");
         assert!(message(&one("scope = \"user\"\nop = \"log\"")).contains("known are raw, log1p"));
-        assert!(message(&one("scope = \"user\"\nop = \"clip\"\nsource = \"users.a\"\nmin = 0.0"))
-            .contains("needs `max`"));
-        assert!(message(&one("scope = \"cross\"\nop = \"dot\"\nsource = \"users.a\""))
-            .contains("takes no `source`"));
+        assert!(
+            message(&one("scope = \"user\"\nop = \"clip\"\nsource = \"users.a\"\nmin = 0.0"))
+                .contains("needs `max`")
+        );
+        assert!(
+            message(&one("scope = \"cross\"\nop = \"dot\"\nsource = \"users.a\""))
+                .contains("takes no `source`")
+        );
         assert!(message(&one("scope = \"user\"\nsource = \"items.a\"")).contains("use scope"));
         assert!(message(&one("scope = \"user\"\nop = \"dot\"")).contains("cross"));
         assert!(message(&one("scope = \"user\"\nsource = \"price\"")).contains("table.column"));

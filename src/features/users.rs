@@ -118,8 +118,7 @@ impl UserTable {
     /// Writes the table as a section file.
     pub fn save(&self, path: &std::path::Path) -> Result<(), sections::Error> {
         let mut file = SectionsWriter::create(path, 9 + 3 * self.maps.len())?;
-        let names =
-            Names { columns: self.columns.clone(), maps: self.map_names.clone() };
+        let names = Names { columns: self.columns.clone(), maps: self.map_names.clone() };
         let names = serde_json::to_vec(&names).expect("two lists of names");
         file.write("names", &names)?;
         self.ids.save("user", &mut file)?;
@@ -235,7 +234,8 @@ impl UserTableBuilder {
         let values = (0..n)
             .flat_map(|row| self.columns.iter().map(move |(_, column)| column[row]))
             .collect::<Vec<f32>>();
-        let (map_names, maps) = self.maps.into_iter().map(|(name, e)| (name, map_column(e))).unzip();
+        let (map_names, maps) =
+            self.maps.into_iter().map(|(name, e)| (name, map_column(e))).unzip();
         let flat = || self.histories.iter().flatten();
         UserTable {
             columns: self.columns.into_iter().map(|(name, _)| name).collect(),

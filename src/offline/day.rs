@@ -279,8 +279,7 @@ impl<'a> Day<'a> {
     }
 
     fn approve(&self, report: &Report) -> Result<()> {
-        let decision =
-            approve::decide(report, &self.config.gate, self.override_reason.clone())?;
+        let decision = approve::decide(report, &self.config.gate, self.override_reason.clone())?;
         for check in &decision.checks {
             let mark = if check.passed { "passed" } else { "REFUSED" };
             tracing::info!("gate: {mark} {}: {}", check.name, check.text);
@@ -333,15 +332,7 @@ impl Run<'_> {
 
     fn towers(&self, dir: &Path) -> Result<()> {
         let (config, model) = (&self.day.config.towers, self.day.shared.towers);
-        train_towers::run(
-            self.loaded,
-            self.layout,
-            &self.features,
-            self.split,
-            config,
-            model,
-            dir,
-        )
+        train_towers::run(self.loaded, self.layout, &self.features, self.split, config, model, dir)
     }
 
     fn open_towers(&self) -> Result<Towers> {
@@ -537,4 +528,3 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))
 }
-

@@ -77,12 +77,19 @@ pub fn run(
     config: &Config,
 ) -> Result<Report> {
     let mut report = Report::default();
-    let as_of =
-        layout.read(&aggregates::day_dir(features, test.start), test.start, loaded)?;
+    let as_of = layout.read(&aggregates::day_dir(features, test.start), test.start, loaded)?;
     measure_towers(loaded, &as_of, subject, test, config, &mut report)?;
     drop(as_of);
     measure_ranker(
-        loaded, layout, features, subject, previous, test, impression, config, &mut report,
+        loaded,
+        layout,
+        features,
+        subject,
+        previous,
+        test,
+        impression,
+        config,
+        &mut report,
     )?;
     Ok(report)
 }
@@ -121,9 +128,12 @@ fn measure_towers(
             ("towers", measure(&mut |user, out| query.scores(user, subject.vectors, out))),
             ("popularity", measure(&mut |_, out| out.copy_from_slice(&popular))),
             (&recent_name, measure(&mut |_, out| out.copy_from_slice(&recent))),
-            ("repeats", measure(&mut |user, out| {
-                recall::repeats(loaded, user, test.start, out);
-            })),
+            (
+                "repeats",
+                measure(&mut |user, out| {
+                    recall::repeats(loaded, user, test.start, out);
+                }),
+            ),
         ];
         for (at, k) in ks.iter().enumerate() {
             let column = |by_user: &[Vec<Option<f64>>]| {
@@ -183,8 +193,7 @@ fn measure_ranker(
     let bar = progress::bar("test requests", days.len() as u64);
     for day_ms in days {
         let as_of = layout.read(&aggregates::day_dir(features, day_ms), day_ms, loaded)?;
-        let groups =
-            examples::groups_of_day(loaded, &subject.models, &as_of, kind, impression)?;
+        let groups = examples::groups_of_day(loaded, &subject.models, &as_of, kind, impression)?;
         let groups = match kind {
             Kind::Impressions => groups,
             Kind::Retrieval => {
@@ -273,13 +282,7 @@ fn metric_groups(scored: &mut Scored, kind: Kind) -> Vec<Range<usize>> {
     groups
 }
 
-fn summarise(
-    mut scored: Scored,
-    kind: Kind,
-    previous: bool,
-    config: &Config,
-    report: &mut Report,
-) {
+fn summarise(mut scored: Scored, kind: Kind, previous: bool, config: &Config, report: &mut Report) {
     let groups = metric_groups(&mut scored, kind);
     report.requests = scored.sizes.len();
     report.rows = scored.labels.len();
@@ -320,18 +323,54 @@ fn summarise(
 }
 
 impl Report {
-    /// The report as lines of a table for a person.
+    /// The report as a table for a person; the differences stand in the file.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!(
             "{} users, {} requests, {} rows; mean [95 % interval]",
             self.users, self.requests, self.rows
         )];
-        for table in [&self.towers, &self.ranker, &self.differences] {
-            lines.push(String::new());
-            lines.extend(table.iter().map(|(name, e)| {
-                format!("{name:<44} {:>8.4} [{:.4}, {:.4}]", e.mean, e.lo, e.hi)
+        for (title, table) in [("recall", &self.towers), ("ranking", &self.ranker)] {
+            let mut by_system: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+            for (name, Estimate { mean, lo, hi }) in table {
+                let (system, metric) = name.rsplit_once('/').unwrap_or((name, ""));
+                let cell = format!("{metric} {mean:.4} [{lo:.4}, {hi:.4}]");
+                by_system.entry(system).or_default().push(format!("{cell:<36}"));
+            }
+            lines.push(format!("-- {title}"));
+            lines.extend(by_system.iter().map(|(name, cells)| {
+                format!("{name:<28} {}", cells.concat()).trim_end().to_owned()
             }));
         }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impressions_are_grouped_by_user_and_keep_their_scores() {
+        let mut scored = Scored {
+            labels: vec![1.0, 0.0, 0.0],
+            ranker: vec![0.1, 0.2, 0.3],
+            probability: vec![0.1, 0.2, 0.3],
+            retrieval: vec![1.0, 2.0, 3.0],
+            popularity: vec![5.0, 6.0, 7.0],
+            users: vec![8, 3, 8],
+            sizes: vec![1, 1, 1],
+            ..Scored::default()
+        };
+        let groups = metric_groups(&mut scored, Kind::Impressions);
+        assert_eq!(groups, [0..1, 1..3]);
+        assert_eq!(scored.ranker, [0.2, 0.1, 0.3]);
+        assert_eq!(scored.labels, [0.0, 1.0, 0.0]);
+        assert_eq!(scored.popularity, [6.0, 5.0, 7.0]);
+    }
+
+    #[test]
+    fn requests_of_retrieval_are_groups_of_their_own() {
+        let mut scored = Scored { sizes: vec![2, 3], users: vec![1, 1], ..Scored::default() };
+        assert_eq!(metric_groups(&mut scored, Kind::Retrieval), [0..2, 2..5]);
     }
 }

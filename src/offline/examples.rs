@@ -70,7 +70,9 @@ impl Kind {
     pub fn of(loaded: &Loaded, impression: &str, window_ms: [i64; 2]) -> Self {
         let kind = loaded.data.kinds.iter().position(|k| k == impression);
         let shown = |e: &Event| {
-            Some(e.kind as usize) == kind && e.timed && (window_ms[0]..window_ms[1]).contains(&e.time_ms)
+            Some(e.kind as usize) == kind
+                && e.timed
+                && (window_ms[0]..window_ms[1]).contains(&e.time_ms)
         };
         if loaded.data.events.iter().any(shown) { Kind::Impressions } else { Kind::Retrieval }
     }
@@ -303,11 +305,7 @@ impl Finder {
         (events.iter().map(candidate).collect(), events.iter().map(label).collect(), 0)
     }
 
-    fn retrieved(
-        &mut self,
-        models: &Models,
-        events: &[Event],
-    ) -> (Vec<Candidate>, Vec<f32>, u32) {
+    fn retrieved(&mut self, models: &Models, events: &[Event]) -> (Vec<Candidate>, Vec<f32>, u32) {
         let filter = Filter { allowed: None, excluded: &[] };
         let (search, hits) = (&mut self.search, &mut self.hits);
         models.index.search(&self.vector, models.candidates, &filter, search, hits);

@@ -60,10 +60,7 @@ impl Frame {
     /// Whether a column holds strings.
     pub fn is_text(&self, name: &str) -> bool {
         self.batch.column_by_name(name).is_some_and(|column| {
-            matches!(
-                column.data_type(),
-                DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View
-            )
+            matches!(column.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
         })
     }
 
@@ -91,7 +88,8 @@ impl Frame {
         use arrow::datatypes::TimeUnit;
         let is_time = matches!(self.column(name)?.data_type(), DataType::Timestamp(_, _));
         let milliseconds = DataType::Timestamp(TimeUnit::Millisecond, None);
-        let column = if is_time { self.cast(name, &milliseconds)? } else { self.column(name)?.clone() };
+        let column =
+            if is_time { self.cast(name, &milliseconds)? } else { self.column(name)?.clone() };
         let column = cast(&column, &DataType::Int64).with_context(|| self.wrong_type(name))?;
         Ok(column.as_primitive::<Int64Type>().iter().collect())
     }

@@ -110,7 +110,10 @@ fn context_columns(
         };
         let values = events.strings(&column)?;
         let dictionary = Dictionary::from_values(values.iter().flatten().cloned());
-        columns.push((name.clone(), values.iter().map(|v| dictionary.feature(v.as_deref())).collect()));
+        columns.push((
+            name.clone(),
+            values.iter().map(|v| dictionary.feature(v.as_deref())).collect(),
+        ));
         dictionaries.insert(&name, dictionary);
     }
     Ok(columns)
@@ -169,12 +172,7 @@ fn push_events(events: &Frame, config: &Config, ids: &Ids, data: &mut Dataset) -
 }
 
 /// A history becomes events a millisecond apart that end just before its `as_of`.
-fn push_histories(
-    histories: &Frame,
-    config: &Config,
-    ids: &Ids,
-    data: &mut Dataset,
-) -> Result<()> {
+fn push_histories(histories: &Frame, config: &Config, ids: &Ids, data: &mut Dataset) -> Result<()> {
     let (users, names) = (histories.ids("user_id")?, histories.ids("event")?);
     let (lists, as_of) = (histories.lists("item_ids")?, histories.i64("as_of_ms")?);
     let before = data.events.len();
@@ -197,7 +195,9 @@ fn push_histories(
         }));
     }
     let added = data.events.len() - before;
-    data.context.iter_mut().for_each(|(_, column)| column.extend(std::iter::repeat_n(f32::NAN, added)));
+    data.context
+        .iter_mut()
+        .for_each(|(_, column)| column.extend(std::iter::repeat_n(f32::NAN, added)));
     Ok(())
 }
 

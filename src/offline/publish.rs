@@ -105,7 +105,8 @@ fn records(loaded: &Loaded) -> Result<Vec<ItemRecord>> {
         if frame.has(name) { frame.lists(name) } else { Ok(vec![Vec::new(); frame.rows()]) }
     };
     let (titles, categories, images) = (text("title")?, text("category")?, text("image_url")?);
-    let prices = if frame.has("price") { frame.f32("price")? } else { vec![f32::NAN; frame.rows()] };
+    let prices =
+        if frame.has("price") { frame.f32("price")? } else { vec![f32::NAN; frame.rows()] };
     let created =
         if frame.has("created_ms") { frame.i64("created_ms")? } else { vec![None; frame.rows()] };
     let in_stock =

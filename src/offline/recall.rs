@@ -80,9 +80,8 @@ pub fn measure(
 
 /// The `k` items of the highest finite scores, best first, ties by item.
 fn top(scores: &[f32], k: usize, out: &mut Vec<u32>) {
-    let better = |&a: &u32, &b: &u32| {
-        scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b))
-    };
+    let better =
+        |&a: &u32, &b: &u32| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b));
     out.clear();
     out.extend((0..scores.len() as u32).filter(|&i| scores[i as usize] > f32::NEG_INFINITY));
     if k < out.len() && k > 0 {

@@ -129,12 +129,7 @@ pub fn run(
 }
 
 fn table(rows: &Rows, columns: usize) -> Table<'_> {
-    Table {
-        values: &rows.values,
-        rows: rows.labels.len(),
-        columns,
-        layout: lightgbm::Layout::Rows,
-    }
+    Table { values: &rows.values, rows: rows.labels.len(), columns, layout: lightgbm::Layout::Rows }
 }
 
 struct Source<'a> {
@@ -164,12 +159,7 @@ impl Source<'_> {
                 groups = groups.into_iter().step_by(step).collect();
                 examples::sample_negatives(&mut groups, self.config.negatives_per_request);
             }
-            rows.append(examples::rows_of_day(
-                self.loaded,
-                self.models.schema,
-                &as_of,
-                &groups,
-            )?);
+            rows.append(examples::rows_of_day(self.loaded, self.models.schema, &as_of, &groups)?);
             bar.inc(1);
         }
         bar.finish_and_clear();

@@ -88,7 +88,8 @@ pub fn item_vectors(
 
 /// Moments from which a snapshot counts, with the day whose tables it reads.
 pub fn snapshot_times(loaded: &Loaded, split: &Split, config: &Config) -> Vec<(i64, i64)> {
-    let positives = loaded.data.events.iter().filter(|e| e.positive && e.time_ms < split.towers_ms.end);
+    let positives =
+        loaded.data.events.iter().filter(|e| e.positive && e.time_ms < split.towers_ms.end);
     let (timed, untimed): (Vec<_>, Vec<_>) = positives.map(|e| e.timed).partition(|&timed| timed);
     if timed.len() <= untimed.len() {
         // Histories without times: their rows have no moment whose numbers they could have read.
@@ -275,14 +276,10 @@ impl Observer for Judge<'_> {
         let mut query = recall::TowerQuery::new(self.loaded, self.validation, towers, &tower_user);
         let users = recall::users_with(self.loaded, window, self.config.judge_users_max);
         let ks = [self.config.judge_at];
-        let results = recall::measure(
-            self.loaded,
-            window,
-            &users,
-            Scope::NewToUser,
-            &ks,
-            |user, scores| query.scores(user, &vectors, scores),
-        );
+        let results =
+            recall::measure(self.loaded, window, &users, Scope::NewToUser, &ks, |user, scores| {
+                query.scores(user, &vectors, scores)
+            });
         let known: Vec<f64> = results.iter().filter_map(|r| r[0]).collect();
         self.bar.inc(1);
         if known.is_empty() {

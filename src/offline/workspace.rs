@@ -87,7 +87,8 @@ impl Workspace {
         }
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         if marker.exists() {
-            std::fs::remove_file(&marker).with_context(|| format!("remove {}", marker.display()))?;
+            std::fs::remove_file(&marker)
+                .with_context(|| format!("remove {}", marker.display()))?;
         }
         let start = Instant::now();
         run(&dir).with_context(|| format!("step `{name}`"))?;

@@ -3,14 +3,8 @@
 use std::time::{Duration, Instant};
 
 /// The stages in order, as metrics and answers name them.
-pub const STAGES: [&str; 6] = [
-    "s1_user_embedding",
-    "s2_candidates",
-    "s3_features",
-    "s4_ranking",
-    "s5_rules",
-    "s6_response",
-];
+pub const STAGES: [&str; 6] =
+    ["s1_user_embedding", "s2_candidates", "s3_features", "s4_ranking", "s5_rules", "s6_response"];
 
 /// The answer of one request.
 #[derive(Clone, Debug)]

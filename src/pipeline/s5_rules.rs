@@ -7,8 +7,8 @@
 
 use serde::Deserialize;
 
-use super::Context;
 use super::ConfigError;
+use super::Context;
 use super::answer::Reason;
 use super::context::{Drops, Ranked};
 
@@ -73,8 +73,7 @@ fn keep(pass: bool, dropped: &mut usize) -> bool {
 fn boost(config: &Config, age_days: Option<f64>) -> f32 {
     // An item from the future counts as new; one without a date as old.
     age_days.map_or(0.0, |age| {
-        config.freshness_boost
-            * (-age.max(0.0) / config.freshness_half_life_days).exp2() as f32
+        config.freshness_boost * (-age.max(0.0) / config.freshness_half_life_days).exp2() as f32
     })
 }
 

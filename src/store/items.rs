@@ -79,11 +79,7 @@ struct Metadata {
 
 impl Items {
     /// Writes `items.bin`: `records` in row order with their feature columns.
-    pub fn save(
-        path: &Path,
-        records: &[ItemRecord],
-        columns: &ItemColumns,
-    ) -> Result<(), Error> {
+    pub fn save(path: &Path, records: &[ItemRecord], columns: &ItemColumns) -> Result<(), Error> {
         assert_eq!(records.len(), columns.rows(), "one record a row");
         let categories = names(records.iter().filter_map(|r| r.category.as_ref()));
         let labels = names(records.iter().flat_map(|r| &r.labels));
@@ -212,8 +208,7 @@ impl Items {
     #[inline]
     pub fn age_days(&self, item: ItemIdx, now_ms: i64) -> Option<f64> {
         let created_ms = self.created_ms[item.row()];
-        (created_ms != NO_TIME)
-            .then(|| (now_ms - created_ms) as f64 / crate::types::DAY_MS as f64)
+        (created_ms != NO_TIME).then(|| (now_ms - created_ms) as f64 / crate::types::DAY_MS as f64)
     }
 
     /// What a person is shown.

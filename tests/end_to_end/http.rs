@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{Arc, Mutex, Weak};
 
-use serde_json::{Value, json};
 use crate::support::{Redis, SHUT_REGION, Server, event, eventually, ids, world};
+use serde_json::{Value, json};
 
 const STAGES: [&str; 6] =
     ["s1_user_embedding", "s2_candidates", "s3_features", "s4_ranking", "s5_rules", "s6_response"];

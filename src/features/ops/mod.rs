@@ -43,10 +43,7 @@ pub enum Role {
 
 impl<S> Op<S> {
     /// The same operation with every reference replaced.
-    pub fn resolve<T, E>(
-        &self,
-        mut f: impl FnMut(&S, Role) -> Result<T, E>,
-    ) -> Result<Op<T>, E> {
+    pub fn resolve<T, E>(&self, mut f: impl FnMut(&S, Role) -> Result<T, E>) -> Result<Op<T>, E> {
         use Role::{Column, Map, Of};
         Ok(match self {
             Op::Raw { source } => Op::Raw { source: f(source, Column)? },

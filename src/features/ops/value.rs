@@ -26,7 +26,10 @@ mod tests {
     fn missing_stays_missing() {
         assert!(log1p(f32::NAN).is_nan() && log1p(-1.0).is_nan());
         assert!(clip(f32::NAN, 0.0, 1.0).is_nan());
-        assert_eq!((clip(-3.0, 0.0, 1.0), clip(3.0, 0.0, 1.0), clip(0.5, 0.0, 1.0)), (0.0, 1.0, 0.5));
+        assert_eq!(
+            (clip(-3.0, 0.0, 1.0), clip(3.0, 0.0, 1.0), clip(0.5, 0.0, 1.0)),
+            (0.0, 1.0, 0.5)
+        );
         assert_eq!(log1p(0.0), 0.0);
     }
 }

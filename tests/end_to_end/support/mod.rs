@@ -83,7 +83,8 @@ impl World {
     fn settings(&self, more: &[(&str, &str)]) -> String {
         let mut settings: toml::Table = include_str!("world.toml").parse().unwrap();
         let path = |name: &str| format!("\"{}\"", self.dir.join(name).display());
-        let features = concat!("\"", env!("CARGO_MANIFEST_DIR"), "/config/generated/features.toml\"");
+        let features =
+            concat!("\"", env!("CARGO_MANIFEST_DIR"), "/config/generated/features.toml\"");
         let (data, work) = (path("data"), path("work"));
         let (log, models) = (path("log"), path("models"));
         let own = [
