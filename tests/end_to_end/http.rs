@@ -274,7 +274,7 @@ fn sigterm_ends_well_and_the_logs_are_on_disk() {
     server.signal("TERM");
     assert!(server.ended(), "{}", answer["request_id"]);
     for log in ["events", "requests"] {
-        let files = support::files(&world().log().join(log), "sigterm-test-");
+        let files = crate::support::files(&world().log().join(log), "sigterm-test-");
         assert_eq!(files.len(), 1, "{log}: {files:?}");
     }
 }
