@@ -117,9 +117,3 @@ fn recall_under_each_filter(items: u64, users: u64) {
 fn targets_are_met_on_other_users_with_and_without_filters() {
     recall_under_each_filter(20_000, 200);
 }
-
-#[test]
-#[ignore = "a measurement: half a minute of build"]
-fn figures_at_100_000_items() {
-    recall_under_each_filter(100_000, 1000);
-}

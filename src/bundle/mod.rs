@@ -91,6 +91,8 @@ pub enum Error {
     RankerColumns { ranker: usize, schema: usize },
     #[error("{what}: {found}, but items.bin has {items} items: not one bundle")]
     Size { what: &'static str, found: usize, items: usize },
+    #[error("{what}: {found}, but towers.bin has {expected}: not one bundle")]
+    TowerWidth { what: &'static str, found: usize, expected: usize },
     #[error("the towers read `{column}`, which users.bin does not have")]
     TowerColumn { column: String },
 }
@@ -130,6 +132,7 @@ impl Bundle {
         if let Some(&(what, found)) = sizes.iter().find(|(_, found)| *found != items.len()) {
             return Err(Error::Size { what, found, items: items.len() });
         }
+        check_towers(&towers, &index, &manifest.tower_inputs)?;
         let ranker = open_ranker(dir, &schema)?;
         let plan = Plan::new(&schema, &users, items.columns())?;
         let tower_user = TowerUser::new(&manifest.tower_inputs, users.columns())?;
@@ -224,6 +227,22 @@ pub fn code(value: f32) -> u32 {
 
 fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+/// Towers, index and the columns that feed the towers have the same widths.
+fn check_towers(towers: &Towers, index: &dyn Index, inputs: &TowerInputs) -> Result<(), Error> {
+    let shape = towers.shape();
+    let widths = [
+        ("numbers of a vector in index.bin", index.dim(), towers.dim()),
+        ("item code columns", inputs.item_codes.len(), shape.item_codes.len()),
+        ("item number columns", inputs.item_dense.len(), shape.item_dense as usize),
+        ("user code columns", inputs.user_codes.len(), shape.user_codes.len()),
+        ("user number columns", inputs.user_dense.len(), shape.user_dense as usize),
+    ];
+    match widths.into_iter().find(|(_, found, expected)| found != expected) {
+        Some((what, found, expected)) => Err(Error::TowerWidth { what, found, expected }),
+        None => Ok(()),
+    }
 }
 
 fn open_schema(dir: &Path) -> Result<Schema, Error> {

@@ -19,9 +19,9 @@ fn far() -> Instant {
 }
 
 /// Occupies one thread until the returned sender is dropped or sends.
-fn block(executor: &Executor<Vec<u8>>) -> mpsc::Sender<()> {
-    let (release, gate) = mpsc::channel::<()>();
-    let (begun_in, begun) = mpsc::channel::<()>();
+fn block(executor: &Executor<Vec<u8>>) -> mpsc::SyncSender<()> {
+    let (release, gate) = mpsc::sync_channel::<()>(1);
+    let (begun_in, begun) = mpsc::sync_channel::<()>(1);
     let job = move |_: &mut Vec<u8>| {
         begun_in.send(()).unwrap();
         let _ = gate.recv();

@@ -189,11 +189,14 @@ struct Names {
     maps: Vec<String>,
 }
 
+/// The pairs (key, value) of one user's map.
+type Entries = Vec<(u32, f32)>;
+
 /// Collects a [`UserTable`] column by column; users without a value keep NaN.
 pub struct UserTableBuilder {
     ids: IdTable,
     columns: Vec<(String, Vec<f32>)>,
-    maps: Vec<(String, Vec<Vec<(u32, f32)>>)>,
+    maps: Vec<(String, Vec<Entries>)>,
     histories: Vec<Vec<(ItemIdx, i64)>>,
 }
 
@@ -216,7 +219,7 @@ impl UserTableBuilder {
     }
 
     /// Adds a map: pairs (key, value) of each user in any order.
-    pub fn map(&mut self, name: &str, entries: Vec<Vec<(u32, f32)>>) {
+    pub fn map(&mut self, name: &str, entries: Vec<Entries>) {
         assert_eq!(entries.len(), self.ids.len(), "map `{name}` has the wrong length");
         self.maps.push((name.to_owned(), entries));
     }
@@ -250,7 +253,7 @@ impl UserTableBuilder {
     }
 }
 
-fn map_column(mut entries: Vec<Vec<(u32, f32)>>) -> MapColumn {
+fn map_column(mut entries: Vec<Entries>) -> MapColumn {
     for entry in &mut entries {
         entry.sort_unstable_by_key(|&(key, _)| key);
     }

@@ -15,7 +15,7 @@ pub struct Config {
     pub ndcg_margin: f64,
     /// How much of the recall of new items the towers may lose against popularity, likewise.
     pub recall_margin: f64,
-    /// The largest k of the recall table decides; 0 leaves the towers out of the gate.
+    /// The k of the recall that decides; 0 leaves the towers out of the gate.
     pub recall_at: usize,
 }
 
@@ -46,8 +46,21 @@ pub fn decide(report: &Report, config: &Config, overridden: Option<String>) -> R
     }
     let suffix = format!("/new-to-user/recall@{}", config.recall_at);
     let popular = |name: &str| name.starts_with("towers - popularity") && name.ends_with(&suffix);
+    let mut measured = false;
     for (name, gain) in report.differences.iter().filter(|(name, _)| popular(name)) {
+        measured = true;
         checks.push(above(name, gain.lo, -config.recall_margin));
+    }
+    if config.recall_at > 0 && !measured {
+        checks.push(Check {
+            name: "towers".into(),
+            passed: false,
+            text: format!(
+                "no recall@{} of new items was measured; put it into offline.evaluate.recall_at, \
+                 or set offline.gate.recall_at = 0",
+                config.recall_at
+            ),
+        });
     }
     let finite = report.ranker.values().chain(report.towers.values()).all(|e| e.mean.is_finite());
     checks.push(Check {
@@ -100,6 +113,9 @@ mod tests {
         assert_eq!(failed[0].name, "ranker - previous/ndcg@10");
         assert!(!decide(&report(0.0, -0.02, 0.8)).approved);
         assert!(!decide(&report(0.0, 0.0, f64::NAN)).approved);
+        let mut unmeasured = report(0.0, 0.0, 0.8);
+        unmeasured.differences.retain(|name, _| !name.starts_with("towers"));
+        assert!(!decide(&unmeasured).approved, "towers that were not measured do not pass");
         assert!(!decide(&Report::default()).approved, "nothing measured is no approval");
     }
 

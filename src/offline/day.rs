@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::as_of::Layout;
 use super::evaluate::{Report, Subject};
-use super::examples::Models;
+use super::examples::{Models, Source};
 use super::load::Loaded;
 use super::split::Split;
 use super::workspace::{Fingerprint, Workspace, write_atomically};
@@ -17,7 +17,7 @@ use super::{
     train_towers,
 };
 use crate::bundle::{self, Bundle, Registry, files};
-use crate::features::Schema;
+use crate::features::{HISTORY_MAX, Schema};
 use crate::forest::Forest;
 use crate::index::{self, Index, IvfIndex};
 use crate::towers::{self, Towers};
@@ -42,6 +42,8 @@ pub struct Config {
     /// Threads of training and evaluation; 0 is all cores.
     pub threads: usize,
     pub window: Window,
+    /// The moment whose statistics, histories and vectors the bundle serves.
+    pub publish_as_of: PublishAsOf,
     pub sql: sql::Config,
     pub collect: collect::Config,
     pub split: split::Config,
@@ -52,6 +54,16 @@ pub struct Config {
     pub gate: approve::Config,
 }
 
+/// The moment whose knowledge a bundle holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PublishAsOf {
+    /// The end of the collected days: what production serves.
+    End,
+    /// The start of the test days, so that what is served can be compared with what came: demos.
+    Test,
+}
+
 /// Section `[offline.window]`: the days that are collected.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,6 +72,31 @@ pub struct Window {
     pub until: String,
     /// Days before it; 0 is all there are.
     pub days: u32,
+}
+
+impl Config {
+    /// Refuses what a run would only stumble over hours later.
+    pub fn check(&self) -> Result<()> {
+        let towers = &self.towers;
+        ensure!(
+            towers.snapshot_every_days > 0,
+            "offline.towers.snapshot_every_days: give at least 1"
+        );
+        ensure!(towers.warm_up_days >= 0, "offline.towers.warm_up_days: give at least 0");
+        ensure!(towers.validation_days >= 0, "offline.towers.validation_days: give at least 0");
+        let evaluate = &self.evaluate;
+        ensure!(evaluate.ranker_days > 0, "offline.evaluate.ranker_days: give at least 1");
+        ensure!(
+            evaluate.bootstrap_samples > 0,
+            "offline.evaluate.bootstrap_samples: give at least 1"
+        );
+        let gate = self.gate.recall_at;
+        ensure!(
+            gate == 0 || evaluate.recall_at.contains(&gate),
+            "offline.gate.recall_at = {gate} is not in offline.evaluate.recall_at"
+        );
+        Ok(())
+    }
 }
 
 impl Window {
@@ -101,25 +138,31 @@ pub struct Day<'a> {
     override_reason: Option<String>,
 }
 
-/// The moments whose item vectors a run makes: before the ranker's rows, and for serving.
+/// The moments whose item vectors a run makes: before the ranker's rows, before the test days,
+/// and the one that the bundle serves.
 #[derive(Clone, Copy)]
 enum Moment {
     Ranker,
-    Serving,
+    Test,
+    Publish,
 }
 
 impl Moment {
     fn name(self) -> &'static str {
         match self {
             Moment::Ranker => "ranker",
-            Moment::Serving => "serving",
+            Moment::Test => "test",
+            Moment::Publish => "publish",
         }
     }
 
-    fn time_ms(self, split: &Split) -> i64 {
-        match self {
-            Moment::Ranker => split.ranker_ms.start,
-            Moment::Serving => split.test_ms.start,
+    const ALL: [Moment; 3] = [Moment::Ranker, Moment::Test, Moment::Publish];
+
+    fn time_ms(self, split: &Split, publish: PublishAsOf) -> i64 {
+        match (self, publish) {
+            (Moment::Ranker, _) => split.ranker_ms.start,
+            (Moment::Test, _) | (Moment::Publish, PublishAsOf::Test) => split.test_ms.start,
+            (Moment::Publish, PublishAsOf::End) => split.test_ms.end,
         }
     }
 }
@@ -131,6 +174,12 @@ impl<'a> Day<'a> {
         shared: Shared<'a>,
         override_reason: Option<String>,
     ) -> Result<Self> {
+        config.check()?;
+        ensure!(
+            shared.towers.history_max as usize <= HISTORY_MAX,
+            "towers.history_max = {}: histories keep {HISTORY_MAX} events",
+            shared.towers.history_max
+        );
         let path = &config.features;
         let schema_text = std::fs::read_to_string(path)
             .with_context(|| format!("offline.features: read {}", path.display()))?;
@@ -191,14 +240,18 @@ impl<'a> Day<'a> {
         if !reached("approve") {
             return Ok(());
         }
-        self.approve(&report)?;
+        let decision = self.approve(&report)?;
         if !reached("publish") {
             return Ok(());
         }
         let (dir, version) = self.pool.install(|| run.assemble(&report, current))?;
         Bundle::open(&dir, true, self.shared.index.recall_target)
             .context("the assembled bundle does not open")?;
-        runtime.block_on(publish::publish(&registry, &dir, &version, "approved by the gate"))?;
+        let reason = match &decision.overridden {
+            Some(why) => format!("the gate refused; overridden: {why}"),
+            None => "approved by the gate".to_owned(),
+        };
+        runtime.block_on(publish::publish(&registry, &dir, &version, &reason))?;
         tracing::info!("published {version} to {}", self.shared.registry.url);
         Ok(())
     }
@@ -210,7 +263,7 @@ impl<'a> Day<'a> {
         let fp = Fingerprint::start()
             .and(format!("{window:?}{:?}", config.collect))
             .and(collect::queries())
-            .and(listing(&config.data_dir)?);
+            .and(listing(&config.data_dir, &window)?);
         self.work.step("collect", &fp, |_| {
             let bar = progress::spinner("collect");
             let note = |what: &str| bar.set_message(what.to_owned());
@@ -273,12 +326,14 @@ impl<'a> Day<'a> {
         let test_days = i64::from(self.config.evaluate.ranker_days);
         let end = split.test_ms.end.min(split.test_ms.start + test_days * DAY_MS);
         days.extend((split.ranker_ms.start..end).step_by(DAY_MS as usize));
+        let moments = Moment::ALL.map(|m| m.time_ms(split, self.config.publish_as_of));
+        days.extend(moments);
         days.sort_unstable();
         days.dedup();
         days
     }
 
-    fn approve(&self, report: &Report) -> Result<()> {
+    fn approve(&self, report: &Report) -> Result<approve::Decision> {
         let decision = approve::decide(report, &self.config.gate, self.override_reason.clone())?;
         for check in &decision.checks {
             let mark = if check.passed { "passed" } else { "REFUSED" };
@@ -295,7 +350,7 @@ impl<'a> Day<'a> {
                 path.display()
             );
         }
-        Ok(())
+        Ok(decision)
     }
 }
 
@@ -335,14 +390,27 @@ impl Run<'_> {
         train_towers::run(self.loaded, self.layout, &self.features, self.split, config, model, dir)
     }
 
+    fn time_ms(&self, moment: Moment) -> i64 {
+        moment.time_ms(self.split, self.day.config.publish_as_of)
+    }
+
+    fn source(&self) -> Source<'_> {
+        Source {
+            loaded: self.loaded,
+            layout: self.layout,
+            features: &self.features,
+            impression: &self.day.config.signals.impression_event,
+        }
+    }
+
     fn open_towers(&self) -> Result<Towers> {
         Ok(Towers::open(&self.day.work.dir("towers").join(files::TOWERS))?)
     }
 
     fn embed(&self, dir: &Path) -> Result<()> {
         let towers = self.open_towers()?;
-        for moment in [Moment::Ranker, Moment::Serving] {
-            let day = aggregates::day_dir(&self.features, moment.time_ms(self.split));
+        for moment in Moment::ALL {
+            let day = aggregates::day_dir(&self.features, self.time_ms(moment));
             let items = self.layout.item_columns(&day, self.loaded)?;
             let inputs = &self.day.config.towers.inputs;
             let vectors = train_towers::item_vectors(&towers, inputs, &items)?;
@@ -361,7 +429,7 @@ impl Run<'_> {
 
     fn index(&self, dir: &Path) -> Result<()> {
         let dim = self.open_towers()?.dim();
-        for moment in [Moment::Ranker, Moment::Serving] {
+        for moment in Moment::ALL {
             let vectors = self.vectors(moment)?;
             let bar = progress::bar("build index", 0);
             let index = IvfIndex::build(&vectors, dim, &[], self.day.shared.index, &|at, of| {
@@ -394,12 +462,9 @@ impl Run<'_> {
     fn ranker(&self, dir: &Path) -> Result<()> {
         let (towers, index) = (self.open_towers()?, self.open_index(Moment::Ranker)?);
         let summary = train_ranker::run(
-            self.loaded,
-            self.layout,
-            &self.features,
+            &self.source(),
             &self.models(&towers, &index),
             self.split,
-            &self.day.config.signals.impression_event,
             &self.day.config.ranker,
             self.day.pool.current_num_threads(),
             dir,
@@ -408,20 +473,17 @@ impl Run<'_> {
     }
 
     fn evaluate(&self, dir: &Path, previous: Option<&Forest>) -> Result<()> {
-        let (towers, index) = (self.open_towers()?, self.open_index(Moment::Serving)?);
+        let (towers, index) = (self.open_towers()?, self.open_index(Moment::Test)?);
         let path = self.day.work.dir("ranker").join(files::RANKER);
         let ranker = Forest::parse(&std::fs::read_to_string(&path)?)?;
-        let vectors = self.vectors(Moment::Serving)?;
+        let vectors = self.vectors(Moment::Test)?;
         let models = self.models(&towers, &index);
         let subject = Subject { models, vectors: &vectors, ranker: &ranker };
         let report = evaluate::run(
-            self.loaded,
-            self.layout,
-            &self.features,
+            &self.source(),
             &subject,
             previous,
             &self.split.test_ms,
-            &self.day.config.signals.impression_event,
             &self.day.config.evaluate,
         )?;
         write_atomically(&dir.join(files::REPORT), &serde_json::to_vec_pretty(&report)?)
@@ -447,11 +509,16 @@ impl Run<'_> {
         let recall_target = self.day.shared.index.recall_target;
         let dir = registry.bundle_dir(version).ok()?;
         match Bundle::open(&dir, false, recall_target) {
-            Ok(bundle) if bundle.schema.fingerprint() == self.day.schema.fingerprint() => {
+            Ok(bundle)
+                if bundle.schema.fingerprint() == self.day.schema.fingerprint()
+                    && bundle.dictionaries == self.layout.dictionaries =>
+            {
                 Some(bundle.ranker)
             }
             Ok(_) => {
-                tracing::warn!("{version} reads other features; it is no baseline for the ranker");
+                tracing::warn!(
+                    "{version} reads other features or codes; it is no baseline for the ranker"
+                );
                 None
             }
             Err(error) => {
@@ -468,14 +535,14 @@ impl Run<'_> {
             std::fs::remove_dir_all(&dir)?;
         }
         std::fs::create_dir_all(&dir)?;
-        let time_ms = Moment::Serving.time_ms(self.split);
+        let time_ms = self.time_ms(Moment::Publish);
         let day = aggregates::day_dir(&self.features, time_ms);
         let as_of = self.layout.read(&day, time_ms, self.loaded)?;
         publish::write_tables(&dir, self.loaded, &as_of)?;
         let work = &self.day.work;
         let copies = [
             (work.dir("towers").join(files::TOWERS), files::TOWERS),
-            (work.dir("index").join("serving.bin"), files::INDEX),
+            (work.dir("index").join("publish.bin"), files::INDEX),
             (work.dir("ranker").join(files::RANKER), files::RANKER),
             (work.dir("evaluate").join(files::REPORT), files::REPORT),
         ];
@@ -502,22 +569,22 @@ impl Run<'_> {
     }
 }
 
-/// Names, sizes and times of the files below a directory: what a run's input depends on.
-fn listing(dir: &Path) -> Result<String> {
+/// Names, sizes and times of the files that a run collects: what it depends on. Other days and
+/// other folders (a server's request log) do not count.
+fn listing(data_dir: &Path, window: &Range<i64>) -> Result<String> {
+    let days = collect::event_days(data_dir)?
+        .into_iter()
+        .filter(|day| (crate::types::day_start_ms(window.start)..window.end).contains(day));
+    let days = days.map(|day| format!("events/dt={}", crate::types::date_of(day)));
+    let tables = ["items", "users", "histories"].map(str::to_owned);
     let mut lines = Vec::new();
-    let mut open = vec![dir.to_owned()];
-    while let Some(dir) = open.pop() {
+    for dir in days.chain(tables).map(|name| data_dir.join(name)).filter(|dir| dir.is_dir()) {
         let entries = std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))?;
         for entry in entries {
             let entry = entry?;
             let data = entry.metadata()?;
-            if data.is_dir() {
-                open.push(entry.path());
-            } else {
-                let modified = data.modified()?.duration_since(std::time::UNIX_EPOCH)?;
-                let (path, bytes) = (entry.path(), data.len());
-                lines.push(format!("{} {bytes} {}\n", path.display(), modified.as_millis()));
-            }
+            let modified = data.modified()?.duration_since(std::time::UNIX_EPOCH)?.as_millis();
+            lines.push(format!("{} {} {modified}\n", entry.path().display(), data.len()));
         }
     }
     lines.sort();

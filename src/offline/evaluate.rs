@@ -7,18 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::as_of::{AsOf, Layout};
-use super::examples::{self, Group, Kind, Models};
+use super::as_of::AsOf;
+use super::examples::{self, Group, Kind, Models, Source};
 use super::load::Loaded;
 use super::metrics::{self, Bootstrap, Estimate};
+use super::progress;
 use super::recall::{self, Scope, TowerQuery};
-use super::{aggregates, progress};
 use crate::bundle::TowerUser;
 use crate::features::Plan;
 use crate::forest::{Forest, Matrix};
@@ -65,32 +64,19 @@ pub struct Report {
     pub rows: usize,
 }
 
-/// Measures everything.
+/// Measures everything. `previous` is the serving ranker, when it reads the same columns and codes.
 pub fn run(
-    loaded: &Loaded,
-    layout: &Layout,
-    features: &Path,
+    source: &Source,
     subject: &Subject,
     previous: Option<&Forest>,
     test: &Range<i64>,
-    impression: &str,
     config: &Config,
 ) -> Result<Report> {
     let mut report = Report::default();
-    let as_of = layout.read(&aggregates::day_dir(features, test.start), test.start, loaded)?;
-    measure_towers(loaded, &as_of, subject, test, config, &mut report)?;
+    let as_of = source.day(test.start)?;
+    measure_towers(source.loaded, &as_of, subject, test, config, &mut report)?;
     drop(as_of);
-    measure_ranker(
-        loaded,
-        layout,
-        features,
-        subject,
-        previous,
-        test,
-        impression,
-        config,
-        &mut report,
-    )?;
+    measure_ranker(source, subject, previous, test, config, &mut report)?;
     Ok(report)
 }
 
@@ -173,16 +159,14 @@ struct Scored {
 }
 
 fn measure_ranker(
-    loaded: &Loaded,
-    layout: &Layout,
-    features: &Path,
+    source: &Source,
     subject: &Subject,
     previous: Option<&Forest>,
     test: &Range<i64>,
-    impression: &str,
     config: &Config,
     report: &mut Report,
 ) -> Result<()> {
+    let Source { loaded, impression, .. } = *source;
     let end = test.end.min(test.start + i64::from(config.ranker_days) * DAY_MS);
     let window = test.start..end;
     let kind = Kind::of(loaded, impression, [window.start, window.end]);
@@ -192,7 +176,7 @@ fn measure_ranker(
     let days: Vec<i64> = window.step_by(DAY_MS as usize).collect();
     let bar = progress::bar("test requests", days.len() as u64);
     for day_ms in days {
-        let as_of = layout.read(&aggregates::day_dir(features, day_ms), day_ms, loaded)?;
+        let as_of = source.day(day_ms)?;
         let groups = examples::groups_of_day(loaded, &subject.models, &as_of, kind, impression)?;
         let groups = match kind {
             Kind::Impressions => groups,

@@ -7,11 +7,13 @@
 //! the last daily materialisation before it.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::as_of::{AsOf, history};
+use super::aggregates;
+use super::as_of::{AsOf, Layout, history};
 use super::dataset::Event;
 use super::load::Loaded;
 use crate::bundle::{EncodeScratch, TowerInputs, TowerUser};
@@ -31,6 +33,8 @@ pub struct Group {
     pub candidates: Vec<Candidate>,
     /// 1 for a success, parallel to the candidates.
     pub labels: Vec<f32>,
+    /// How many candidates each stands for, parallel to them: sampled ones stand for more.
+    pub weights: Vec<f32>,
     /// Successes of the moment that are not among the candidates.
     pub missed: u32,
 }
@@ -41,6 +45,7 @@ pub struct Rows {
     /// Row-major, `labels.len()` rows.
     pub values: Vec<f32>,
     pub labels: Vec<f32>,
+    pub weights: Vec<f32>,
     /// Rows of each group.
     pub group_rows: Vec<u32>,
     /// User of each group.
@@ -56,6 +61,24 @@ pub struct Models<'a> {
     pub index: &'a dyn Index,
     /// How many candidates retrieval gives.
     pub candidates: usize,
+}
+
+/// What a run has, and where its daily tables are.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub loaded: &'a Loaded,
+    pub layout: &'a Layout,
+    /// The directory of the daily tables.
+    pub features: &'a Path,
+    /// The event that shows an item.
+    pub impression: &'a str,
+}
+
+impl Source<'_> {
+    /// The tables of a midnight.
+    pub fn day(&self, day_ms: i64) -> Result<AsOf> {
+        self.layout.read(&aggregates::day_dir(self.features, day_ms), day_ms, self.loaded)
+    }
 }
 
 /// Where examples come from.
@@ -155,6 +178,7 @@ impl Rows {
     pub fn append(&mut self, other: Rows) {
         self.values.extend(other.values);
         self.labels.extend(other.labels);
+        self.weights.extend(other.weights);
         self.group_rows.extend(other.group_rows);
         self.users.extend(other.users);
     }
@@ -171,31 +195,35 @@ fn group_rows(loaded: &Loaded, plan: &Plan, as_of: &AsOf, group: &Group) -> Rows
     Rows {
         values,
         labels: group.labels.clone(),
+        weights: group.weights.clone(),
         group_rows: vec![n as u32],
         users: vec![group.user],
     }
 }
 
-/// Keeps every success and up to `negatives` other candidates of each group, evenly spread over
+/// Keeps every success and at most `negatives` other candidates of each group, evenly spread over
 /// the ranking from a place that depends on the group: cheap, seeded by nothing, and never biased
-/// to the top.
+/// to the top. What is kept stands for what is not, so that probabilities stay those of all
+/// candidates.
 pub fn sample_negatives(groups: &mut Vec<Group>, negatives: usize) {
     for (number, group) in groups.iter_mut().enumerate() {
         let others = group.labels.iter().filter(|&&label| label == 0.0).count();
-        let step = (others / negatives.max(1)).max(1);
-        let (mut at, phase) = (0, number % step);
-        let keep: Vec<bool> = group
-            .labels
-            .iter()
-            .map(|&label| {
-                at += usize::from(label == 0.0);
-                label != 0.0 || at % step == phase % step
-            })
-            .collect();
-        let mut flags = keep.iter();
-        group.candidates.retain(|_| *flags.next().expect("one flag a candidate"));
-        let mut flags = keep.iter();
-        group.labels.retain(|_| *flags.next().expect("one flag a label"));
+        let step = others.div_ceil(negatives.max(1)).max(1);
+        let phase = number % step;
+        let kept_others = (others + step - 1).saturating_sub(phase) / step;
+        let weight = others as f32 / kept_others.max(1) as f32;
+        let mut seen = 0;
+        let (mut candidates, mut labels, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for (&candidate, &label) in group.candidates.iter().zip(&group.labels) {
+            let keep = label != 0.0 || seen % step == phase;
+            seen += usize::from(label == 0.0);
+            if keep {
+                candidates.push(candidate);
+                labels.push(label);
+                weights.push(if label == 0.0 { weight } else { 1.0 });
+            }
+        }
+        (group.candidates, group.labels, group.weights) = (candidates, labels, weights);
     }
     groups.retain(|group| group.labels.contains(&1.0));
 }
@@ -216,7 +244,7 @@ fn moments_of(
 ) {
     let span = loaded.data.range(user);
     let counts = |e: &Event| match kind {
-        Kind::Impressions => Some(e.kind as usize) == impression,
+        Kind::Impressions => Some(e.kind as usize) == impression && e.timed,
         Kind::Retrieval => e.positive && e.timed,
     };
     for at in span {
@@ -282,7 +310,8 @@ impl Finder {
             Kind::Impressions => self.shown(loaded, models, user, events),
             Kind::Retrieval => self.retrieved(models, events),
         };
-        Group { user, time_ms: moment.time_ms, context, candidates, labels, missed }
+        let weights = vec![1.0; labels.len()];
+        Group { user, time_ms: moment.time_ms, context, candidates, labels, weights, missed }
     }
 
     fn shown(
@@ -338,4 +367,47 @@ fn succeeded(loaded: &Loaded, user: u32, shown: &Event) -> bool {
     let window_end = shown.time_ms + DAY_MS;
     let hit = later[from..].iter().take_while(|e| e.time_ms < window_end).any(|e| joins(&e));
     hit || shown.label >= 0.5
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(labels: &[f32]) -> Group {
+        let candidate = |at: usize| Candidate {
+            item: ItemIdx(at as u32),
+            similarity: 0.0,
+            retrieval_rank: at as f32,
+            retrieval_score: 0.0,
+        };
+        Group {
+            user: 0,
+            time_ms: 0,
+            context: vec![],
+            candidates: (0..labels.len()).map(candidate).collect(),
+            labels: labels.to_vec(),
+            weights: vec![1.0; labels.len()],
+            missed: 0,
+        }
+    }
+
+    #[test]
+    fn sampling_keeps_successes_bounds_the_rest_and_keeps_the_total_weight() {
+        let mut labels = vec![0.0; 103];
+        (labels[5], labels[90]) = (1.0, 1.0);
+        let mut groups: Vec<Group> = (0..7).map(|_| group(&labels)).collect();
+        groups.push(group(&[0.0; 9]));
+        sample_negatives(&mut groups, 10);
+        assert_eq!(groups.len(), 7, "a group without a success teaches nothing");
+        let mut firsts = HashSet::new();
+        for group in &groups {
+            let others = group.labels.iter().filter(|&&label| label == 0.0).count();
+            assert_eq!(group.labels.len() - others, 2);
+            assert!((1..=10).contains(&others), "{others} negatives");
+            let weight: f32 = group.weights.iter().sum();
+            assert!((weight - 103.0).abs() < 1e-3, "total weight {weight}");
+            firsts.insert(group.candidates[0].item);
+        }
+        assert!(firsts.len() > 3, "each group starts elsewhere");
+    }
 }

@@ -7,11 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::as_of::Layout;
-use super::examples::{self, Kind, Models, Rows};
-use super::load::Loaded;
+use super::examples::{self, Kind, Models, Rows, Source};
+use super::progress;
 use super::split::Split;
-use super::{aggregates, progress};
 use crate::ffi::lightgbm::{self, Dataset, EarlyStop, Params, Table, Target};
 use crate::types::DAY_MS;
 
@@ -49,21 +47,17 @@ pub struct Summary {
     pub missed_by_retrieval: u64,
 }
 
-/// Trains and writes `ranker.txt` and `ranker.json`.
+/// Trains and writes `ranker.txt`.
 pub fn run(
-    loaded: &Loaded,
-    layout: &Layout,
-    features: &Path,
+    source: &Source,
     models: &Models,
     split: &Split,
-    impression: &str,
     config: &Config,
     threads: usize,
     out: &Path,
 ) -> Result<Summary> {
-    let from = Source { loaded, layout, features, models, impression, config };
-    let (train, missed) = from.rows(&split.ranker_ms, "ranker rows")?;
-    let (valid, _) = from.rows(&split.validation_ms, "validation rows")?;
+    let (train, missed) = rows(source, models, config, &split.ranker_ms, "ranker rows")?;
+    let (valid, _) = rows(source, models, config, &split.validation_ms, "validation rows")?;
     for (rows, window) in [(&train, &split.ranker_ms), (&valid, &split.validation_ms)] {
         ensure!(
             rows.labels.contains(&1.0) && rows.labels.contains(&0.0),
@@ -82,19 +76,8 @@ pub fn run(
         params = params.with(key, value.to_string().trim_matches('"'));
     }
     params = params.with("metric", &config.metric);
-    let target = |rows: &Rows| rows.group_rows.clone();
-    let (train_groups, valid_groups) = (target(&train), target(&valid));
-    let data = Dataset::new(
-        table(&train, schema.len()),
-        Target { labels: &train.labels, weights: None, groups: Some(&train_groups) },
-        &names,
-        &params,
-    )?;
-    let check = data.validation(
-        table(&valid, schema.len()),
-        Target { labels: &valid.labels, weights: None, groups: Some(&valid_groups) },
-        &params,
-    )?;
+    let data = Dataset::new(table(&train, schema.len()), target(&train), &names, &params)?;
+    let check = data.validation(table(&valid, schema.len()), target(&valid), &params)?;
     let bar = progress::bar("train ranker", u64::from(config.rounds_max));
     let stop = EarlyStop { metric: &config.metric, patience_rounds: config.patience_rounds };
     let trained =
@@ -132,37 +115,35 @@ fn table(rows: &Rows, columns: usize) -> Table<'_> {
     Table { values: &rows.values, rows: rows.labels.len(), columns, layout: lightgbm::Layout::Rows }
 }
 
-struct Source<'a> {
-    loaded: &'a Loaded,
-    layout: &'a Layout,
-    features: &'a Path,
-    models: &'a Models<'a>,
-    impression: &'a str,
-    config: &'a Config,
+fn target(rows: &Rows) -> Target<'_> {
+    Target { labels: &rows.labels, weights: Some(&rows.weights), groups: Some(&rows.group_rows) }
 }
 
-impl Source<'_> {
-    /// The rows of a window, day by day, and how many successes retrieval missed.
-    fn rows(&self, window: &Range<i64>, title: &'static str) -> Result<(Rows, u64)> {
-        let kind = Kind::of(self.loaded, self.impression, [window.start, window.end]);
-        let days: Vec<i64> = window.clone().step_by(DAY_MS as usize).collect();
-        let bar = progress::bar(title, days.len() as u64);
-        let (mut rows, mut missed) = (Rows::default(), 0);
-        for day_ms in days {
-            let dir = aggregates::day_dir(self.features, day_ms);
-            let as_of = self.layout.read(&dir, day_ms, self.loaded)?;
-            let mut groups =
-                examples::groups_of_day(self.loaded, self.models, &as_of, kind, self.impression)?;
-            missed += groups.iter().map(|g| u64::from(g.missed)).sum::<u64>();
-            if kind == Kind::Retrieval {
-                let step = groups.len().div_ceil(self.config.requests_per_day_max.max(1)).max(1);
-                groups = groups.into_iter().step_by(step).collect();
-                examples::sample_negatives(&mut groups, self.config.negatives_per_request);
-            }
-            rows.append(examples::rows_of_day(self.loaded, self.models.schema, &as_of, &groups)?);
-            bar.inc(1);
+/// The rows of a window, day by day, and how many successes retrieval missed.
+fn rows(
+    source: &Source,
+    models: &Models,
+    config: &Config,
+    window: &Range<i64>,
+    title: &'static str,
+) -> Result<(Rows, u64)> {
+    let Source { loaded, impression, .. } = *source;
+    let kind = Kind::of(loaded, impression, [window.start, window.end]);
+    let days: Vec<i64> = window.clone().step_by(DAY_MS as usize).collect();
+    let bar = progress::bar(title, days.len() as u64);
+    let (mut rows, mut missed) = (Rows::default(), 0);
+    for day_ms in days {
+        let as_of = source.day(day_ms)?;
+        let mut groups = examples::groups_of_day(loaded, models, &as_of, kind, impression)?;
+        missed += groups.iter().map(|g| u64::from(g.missed)).sum::<u64>();
+        if kind == Kind::Retrieval {
+            let step = groups.len().div_ceil(config.requests_per_day_max.max(1)).max(1);
+            groups = groups.into_iter().step_by(step).collect();
+            examples::sample_negatives(&mut groups, config.negatives_per_request);
         }
-        bar.finish_and_clear();
-        Ok((rows, missed))
+        rows.append(examples::rows_of_day(loaded, models.schema, &as_of, &groups)?);
+        bar.inc(1);
     }
+    bar.finish_and_clear();
+    Ok((rows, missed))
 }

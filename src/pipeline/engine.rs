@@ -114,9 +114,11 @@ impl Engine {
     pub async fn recommend(&self, request: Request) -> Result<Answer, Error> {
         let entry = Instant::now();
         let deadline = Deadline::after(Duration::from_millis(self.shared.config.deadline_ms));
-        let (inputs, region_fallback) = self.inputs(&request);
         let bundle = &self.shared.bundle;
+        // The sequence first: an event between the two then makes the vector too new for its
+        // name, never too old.
         let sequence = self.sequence(&request);
+        let (inputs, region_fallback) = self.inputs(&request);
         let tower = Tower { version: bundle.towers.version(), dim: bundle.towers.dim() };
         let user = &request.user_id;
         let cached = match sequence {

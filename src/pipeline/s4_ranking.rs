@@ -23,8 +23,10 @@ pub fn run(cx: &mut Context) {
             scores.map(|(c, &raw)| Ranked { item: c.item, score: ranker.probability(raw) as f32 }),
         );
     } else {
-        let by_similarity =
-            |c: &crate::features::Candidate| Ranked { item: c.item, score: c.similarity };
+        let by_similarity = |c: &crate::features::Candidate| Ranked {
+            item: c.item,
+            score: 0.5 * (1.0 + c.similarity),
+        };
         scratch.ranked.extend(scratch.candidates.iter().map(by_similarity));
         cx.degrade(Fallback::RetrievalOrder);
     }

@@ -38,6 +38,7 @@ fn rows(world: &World, work: &Path, schema: &Schema, loaded: &Loaded, day_ms: i6
         labels: vec![0.0; candidates.len()],
         candidates: candidates.clone(),
         missed: 0,
+        weights: Vec::new(),
     };
     let groups: Vec<Group> = (0..loaded.data.users.len() as u32).step_by(23).map(group).collect();
     rows_of_day(loaded, schema, &as_of, &groups).unwrap()

@@ -83,6 +83,7 @@ fn served_rows_equal_training_rows_bit_for_bit() {
             candidates: scratch.candidates.clone(),
             labels: vec![0.0; scratch.candidates.len()],
             missed: 0,
+            weights: Vec::new(),
         };
         // The offline history of a later moment would hold what the test day brought.
         let asked = Group { time_ms: as_of_ms, ..group.clone() };
