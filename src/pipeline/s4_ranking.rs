@@ -23,6 +23,7 @@ pub fn run(cx: &mut Context) {
             scores.map(|(c, &raw)| Ranked { item: c.item, score: ranker.probability(raw) as f32 }),
         );
     } else {
+        // A share of 1, as a probability is, so that the factors of the rules raise it.
         let by_similarity = |c: &crate::features::Candidate| Ranked {
             item: c.item,
             score: 0.5 * (1.0 + c.similarity),
