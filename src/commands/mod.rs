@@ -2,6 +2,8 @@
 
 mod bundle;
 mod config;
+#[cfg(feature = "etl")]
+mod features;
 pub mod generate;
 mod health;
 #[cfg(feature = "etl")]
@@ -36,6 +38,9 @@ enum Command {
     /// Import CSV, Parquet or JSON files into the canonical tables by a SQL file.
     #[cfg(feature = "etl")]
     Import(import::Args),
+    /// Write or check a feature schema.
+    #[cfg(feature = "etl")]
+    Features(features::Args),
     /// Run the daily pipeline, or a part of it.
     #[cfg(feature = "etl")]
     Pipeline(pipeline::Args),
@@ -72,6 +77,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let config = load()?;
             import::run(&args, &config.offline.sql, &config.import)
         }
+        #[cfg(feature = "etl")]
+        Command::Features(args) => features::run(&args),
         #[cfg(feature = "etl")]
         Command::Pipeline(args) => pipeline::run(&args, &load()?),
         Command::Generate(args) => generate::run(args),

@@ -189,11 +189,9 @@ impl Table<'_> {
 fn open_table<'a>(table: &str, loaded: &'a Loaded, dir: &Path) -> Result<Table<'a>> {
     match table {
         "items" => Ok(Table::Collected(&loaded.items)),
-        "users" => loaded
-            .users
-            .as_ref()
-            .map(Table::Collected)
-            .context("the schema reads `users`, but no users were imported"),
+        "users" => loaded.users.as_ref().map(Table::Collected).context(
+            "the schema or offline.towers.inputs reads `users`, but no users were imported",
+        ),
         _ => Frame::open(&dir.join(format!("{table}.parquet"))).map(Table::Read),
     }
 }

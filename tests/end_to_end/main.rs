@@ -6,4 +6,5 @@ mod kuairand;
 mod leak;
 mod parity;
 mod resume;
+mod suggest;
 mod support;
