@@ -16,7 +16,7 @@ use super::{
     aggregates, approve, collect, evaluate, load, progress, publish, split, sql, train_ranker,
     train_towers,
 };
-use crate::bundle::{self, Bundle, Registry, files};
+use crate::bundle::{self, Bundle, EncodeScratch, Registry, TowerUser, files};
 use crate::features::{HISTORY_MAX, Schema};
 use crate::forest::Forest;
 use crate::index::{self, Index, IvfIndex};
@@ -428,18 +428,43 @@ impl Run<'_> {
     }
 
     fn index(&self, dir: &Path) -> Result<()> {
-        let dim = self.open_towers()?.dim();
+        let towers = self.open_towers()?;
+        let dim = towers.dim();
         for moment in Moment::ALL {
             let vectors = self.vectors(moment)?;
+            let queries = self.queries(moment, &towers)?;
             let bar = progress::bar("build index", 0);
-            let index = IvfIndex::build(&vectors, dim, &[], self.day.shared.index, &|at, of| {
-                bar.set_length(of);
-                bar.set_position(at);
-            })?;
+            let index =
+                IvfIndex::build(&vectors, dim, &queries, self.day.shared.index, &|at, of| {
+                    bar.set_length(of);
+                    bar.set_position(at);
+                })?;
             bar.finish_and_clear();
             index.save(&dir.join(format!("{}.bin", moment.name())))?;
         }
         Ok(())
+    }
+
+    /// Vectors of users with a past as of a moment: the recall of an index is measured on what is
+    /// searched in it.
+    fn queries(&self, moment: Moment, towers: &Towers) -> Result<Vec<f32>> {
+        let as_of = self.source().day(self.time_ms(moment))?;
+        let inputs = &self.day.config.towers.inputs;
+        let tower_user = TowerUser::new(inputs, as_of.users.columns())?;
+        let users = 0..self.loaded.data.users.len() as u32;
+        let with_past: Vec<u32> =
+            users.filter(|&user| !as_of.users.row(user).history().0.is_empty()).collect();
+        let wanted = self.day.shared.index.calibration_queries_max.max(1);
+        let step = with_past.len().div_ceil(wanted).max(1);
+        let mut scratch = EncodeScratch::new(towers);
+        let mut vectors = Vec::new();
+        let mut vector = vec![0.0; towers.dim()];
+        for user in with_past.into_iter().step_by(step).map(|user| as_of.users.row(user)) {
+            let past = user.history().0;
+            tower_user.encode(towers, user, past, &mut scratch, &mut vector);
+            vectors.extend_from_slice(&vector);
+        }
+        Ok(vectors)
     }
 
     fn open_index(&self, moment: Moment) -> Result<IvfIndex> {

@@ -12,11 +12,8 @@ use crate::support::{SHORTLIST, world};
 #[test]
 fn every_column_of_a_suggested_schema_is_there() {
     let world = world();
-    let output = Command::new(SHORTLIST)
-        .args(["features", "suggest"])
-        .arg(world.data())
-        .output()
-        .unwrap();
+    let output =
+        Command::new(SHORTLIST).args(["features", "suggest"]).arg(world.data()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let schema = Schema::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
     let has = |name: &str, scope: Scope| {
