@@ -279,11 +279,6 @@ pub fn i64_column(batch: &RecordBatch, name: &str) -> Result<Int64Array, Error> 
     Ok(converted(batch, name, Kind::Int)?.as_primitive::<Int64Type>().clone())
 }
 
-/// A column as booleans; integers other than 0 and 1 are null.
-pub fn bool_column(batch: &RecordBatch, name: &str) -> Result<BooleanArray, Error> {
-    Ok(converted(batch, name, Kind::Bool)?.as_boolean().clone())
-}
-
 /// A column of lists of strings, such as `items.regions` or `histories.item_ids`.
 pub fn list_column(batch: &RecordBatch, name: &str) -> Result<ListArray, Error> {
     Ok(converted(batch, name, Kind::TextList)?.as_list::<i32>().clone())
