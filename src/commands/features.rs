@@ -54,7 +54,7 @@ const MAPS: [(&str, &str); 3] =
 /// The schema's text.
 fn suggest(data: &Path) -> Result<String> {
     let mut out = Writer::default();
-    out.text.push_str("# A schema to start from; docs of the format: config/demo/features.toml.\n");
+    out.text.push_str("# A schema to start from; the format: docs/features.md.\n");
     for window in ["1d", "7d", "28d", "all"] {
         for what in ["impressions", "clicks", "purchases", "positives", "revenue"] {
             let column = format!("{what}_{window}");

@@ -92,12 +92,6 @@ impl Split {
             test_ms: test..end,
         })
     }
-
-    /// Every midnight at which rows of the last three windows read their aggregates, and the end,
-    /// whose aggregates serving reads.
-    pub fn as_of_ms(&self) -> Vec<i64> {
-        (self.ranker_ms.start..=self.test_ms.end).step_by(DAY_MS as usize).collect()
-    }
 }
 
 #[cfg(test)]
@@ -117,7 +111,6 @@ mod tests {
         assert_eq!(split.validation_ms.start, split.ranker_ms.end);
         assert_eq!(split.test_ms.start, split.validation_ms.end);
         assert_eq!(split.test_ms.end, from + 20 * DAY_MS);
-        assert_eq!(split.as_of_ms().len(), 8, "seven days and the end");
     }
 
     #[test]

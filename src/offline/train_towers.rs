@@ -70,7 +70,8 @@ pub fn run(
     let inputs = Inputs::collect(loaded, layout, config, &snapshots, &validation, split)?;
     let bar = progress::bar("train towers", u64::from(model.epochs_max));
     let mut observer = Judge { loaded, config, validation: &validation, split, bar };
-    let towers = train(&inputs.data(&snapshots), model, &mut observer)?;
+    let dense: Vec<&[f32]> = snapshots.iter().map(|s| s.dense.as_slice()).collect();
+    let towers = train(&inputs.data(&dense), model, &mut observer)?;
     observer.bar.finish_and_clear();
     towers.save(&out.join(crate::bundle::files::TOWERS))?;
     Ok(())
@@ -173,9 +174,7 @@ impl Inputs {
         })
     }
 
-    fn data<'a>(&'a self, snapshots: &'a [Snapshot]) -> Data<'a> {
-        // The borrowed list of snapshots lives as long as the process's training run.
-        let dense: Vec<&'a [f32]> = snapshots.iter().map(|s| s.dense.as_slice()).collect();
+    fn data<'a>(&'a self, snapshots: &'a [&'a [f32]]) -> Data<'a> {
         Data {
             items: self.items,
             item_code_cardinalities: &self.item_cardinalities,
@@ -188,7 +187,7 @@ impl Inputs {
             rows: &self.rows,
             row_dense: &self.row_dense,
             user_dense: self.user_dense,
-            snapshots: dense.leak(),
+            snapshots,
             item_dense: self.item_dense,
         }
     }
