@@ -12,10 +12,14 @@
 //! Invariant: every tree is a tree. Each node and each leaf is reached from the root exactly once,
 //! so a walk ends; [`text`] refuses everything else.
 
+mod bytes;
+mod compiled;
+mod evaluator;
 #[cfg(test)]
 mod tests;
 mod text;
 
+pub use evaluator::{Bins, CompileError, Evaluator, Scratch};
 pub use text::Error;
 
 /// LightGBM's `kZeroThreshold`: values this close to zero are zero to it.

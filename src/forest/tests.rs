@@ -1,3 +1,7 @@
+mod evaluator;
+#[cfg(feature = "etl")]
+mod random_models;
+
 use super::*;
 use proptest::prelude::*;
 
