@@ -17,6 +17,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lightgbm3_sys as sys;
 
+mod predict;
+
+pub use predict::Predictor;
+
 /// See the invariant of the module.
 static LIBRARY: Mutex<()> = Mutex::new(());
 

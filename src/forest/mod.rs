@@ -15,6 +15,7 @@
 mod bytes;
 mod compiled;
 mod evaluator;
+mod explain;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -113,6 +114,10 @@ pub struct Forest {
     /// Gains of the splits, parallel to `nodes`.
     gains: Vec<f32>,
     leaves: Vec<f64>,
+    /// Training rows of nodes and leaves; shorter than `nodes` and `leaves` when not all trees
+    /// say it.
+    node_rows: Vec<f64>,
+    leaf_rows: Vec<f64>,
     /// Bit sets of the categorical splits, 32 codes a word, as in the text.
     bits: Vec<u32>,
 }

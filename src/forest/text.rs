@@ -313,6 +313,8 @@ fn read_header(header: &Block) -> Result<(Forest, Option<(usize, usize)>), Error
         nodes: Vec::new(),
         gains: Vec::new(),
         leaves: Vec::new(),
+        node_rows: Vec::new(),
+        leaf_rows: Vec::new(),
         bits: Vec::new(),
     };
     Ok((forest, trees))
@@ -365,10 +367,22 @@ fn read_tree(block: &Block, forest: &mut Forest) -> Result<(), Error> {
     let tree = Tree { nodes_start: forest.nodes.len(), leaves_start: forest.leaves.len(), leaves };
     if leaves > 1 {
         read_nodes(block, forest, leaves)?;
+        forest.node_rows.extend(read_rows(block, "internal_count", leaves - 1)?);
+        forest.leaf_rows.extend(read_rows(block, "leaf_count", leaves)?);
+    } else {
+        // LightGBM leaves the count of a single leaf out; nothing divides by it.
+        forest.leaf_rows.push(1.0);
     }
     forest.leaves.extend_from_slice(&values);
     forest.trees.push(tree);
     Ok(())
+}
+
+/// Numbers of training rows; none when the text has none.
+fn read_rows(block: &Block, key: &'static str, count: usize) -> Result<Vec<f64>, Error> {
+    let Some(field) = block.get(key) else { return Ok(Vec::new()) };
+    let rows: Vec<u32> = field.array(count, "a whole number from 0")?;
+    Ok(rows.into_iter().map(f64::from).collect())
 }
 
 fn read_nodes(block: &Block, forest: &mut Forest, leaves: usize) -> Result<(), Error> {
