@@ -1,6 +1,7 @@
 //! AVX2: 32 rows a register. The twin of the function of the same name in `scalar`.
 
 use std::arch::x86_64::*;
+use std::hint::select_unpredictable;
 
 use super::{LANES, Op, Operand, Plane, ROWS, Set};
 
@@ -15,6 +16,9 @@ static CONSTANTS: [Constant; 256] = {
     all
 };
 
+/// Registers of a plane.
+const ALL: usize = ROWS / LANES;
+
 #[repr(C, align(32))]
 struct Constant([u8; LANES]);
 
@@ -28,30 +32,39 @@ pub(super) fn run(ops: &[Op], sets: &[Set], planes: &mut [Plane], rows: usize, b
     let registers = rows.div_ceil(LANES);
     for op in ops {
         let set = op.test.set().map(|at| &sets[at]);
-        if registers == ROWS / LANES {
-            // A constant count unrolls the loops.
-            one(op, set, planes, ROWS / LANES, byte);
+        // A constant count unrolls the loops.
+        if registers == ALL {
+            one::<ALL>(op, set, planes, ALL, byte);
         } else {
-            one(op, set, planes, registers, byte);
+            one::<0>(op, set, planes, registers, byte);
         }
     }
 }
 
-/// One operation over `registers <= ROWS / LANES` registers.
+/// One operation over `registers <= ALL` registers, or `COUNT` of them when that is not 0.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn one(op: &Op, set: Option<&Set>, planes: &mut [Plane], registers: usize, byte: u32) {
+fn one<const COUNT: usize>(
+    op: &Op,
+    set: Option<&Set>,
+    planes: &mut [Plane],
+    registers: usize,
+    byte: u32,
+) {
+    let registers = if COUNT == 0 { registers.min(ALL) } else { COUNT };
     let count = planes.len();
     assert!(usize::from(op.column) < count && usize::from(op.target) < count);
     let base = planes.as_mut_ptr();
+    // Leaf or plane cannot be guessed, so it must not be a branch.
     let source = |operand: Operand| -> (*const u8, usize) {
-        if operand.is_plane() {
-            assert!(operand.index() < count);
-            // SAFETY: the index was checked.
-            (unsafe { base.add(operand.index()) }.cast(), LANES)
-        } else {
-            (CONSTANTS[usize::from(operand.leaf_byte(byte))].0.as_ptr(), 0)
-        }
+        let is_plane = operand.is_plane();
+        let at = select_unpredictable(is_plane, operand.index(), 0);
+        assert!(at < count);
+        let leaf = CONSTANTS[usize::from(operand.leaf_byte(byte))].0.as_ptr();
+        // SAFETY: `at` is inside the planes.
+        let plane: *const u8 = unsafe { base.add(at) }.cast();
+        let step = select_unpredictable(is_plane, LANES, 0);
+        (select_unpredictable(is_plane, plane, leaf), step)
     };
     let ((left, left_step), (right, right_step)) = (source(op.left), source(op.right));
     // SAFETY: both indices were checked.
