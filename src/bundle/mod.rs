@@ -9,6 +9,7 @@
 //! is refused on opening with the difference. This module does not know requests.
 
 mod manifest;
+mod ranking;
 mod registry;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ pub use manifest::{
     Error as ManifestError, FILE_NAME as MANIFEST_FILE, FORMAT_VERSION, FileEntry, Manifest,
     TowerInputs,
 };
+pub use ranking::{RankScratch, RankerEngine, Ranking};
 pub use registry::{Config, Error as RegistryError, Registry, Rollout};
 
 use crate::features::{Dictionaries, Plan, PlanError, Schema, SchemaError, UserRow, UserTable};
@@ -53,7 +55,11 @@ pub struct Bundle {
     pub index: Box<dyn Index>,
     pub towers: Towers,
     pub ranker: Forest,
+    /// The ranker over this bundle's items.
+    pub ranking: Ranking,
     tower_user: TowerUser,
+    #[cfg(feature = "etl")]
+    dir: PathBuf,
 }
 
 /// Why a bundle was refused.
@@ -79,6 +85,16 @@ pub enum Error {
     Towers(#[from] towers::Error),
     #[error("{path}: {source}")]
     Ranker { path: PathBuf, source: forest::Error },
+    #[error("ranker.txt: {0}")]
+    Ranking(#[from] forest::CompileError),
+    #[cfg(feature = "etl")]
+    #[error("ranker.txt: {0}")]
+    LightGbm(#[from] crate::ffi::lightgbm::Error),
+    #[error(
+        "pipeline.ranker.engine = \"lightgbm\": this build has no LightGBM; set \"forest\", or \
+         build with the feature `etl`"
+    )]
+    NoLightGbm,
     #[error("the manifest lists no {name}; the bundle is incomplete")]
     Missing { name: &'static str },
     #[error("features.toml has fingerprint {found}, the manifest {expected}: not one bundle")]
@@ -135,6 +151,7 @@ impl Bundle {
         check_towers(&towers, &index, &manifest.tower_inputs)?;
         let ranker = open_ranker(dir, &schema)?;
         let plan = Plan::new(&schema, &users, items.columns())?;
+        let ranking = Ranking::new(&ranker, &plan, items.columns())?;
         let tower_user = TowerUser::new(&manifest.tower_inputs, users.columns())?;
         let index = Box::new(index);
         Ok(Self {
@@ -147,8 +164,29 @@ impl Bundle {
             index,
             towers,
             ranker,
+            ranking,
             tower_user,
+            #[cfg(feature = "etl")]
+            dir: dir.to_owned(),
         })
+    }
+
+    /// Chooses who evaluates the ranker; a bundle opens with [`RankerEngine::Forest`].
+    ///
+    /// # Errors
+    /// When this build has no LightGBM, or LightGBM refuses the model.
+    pub fn rank_with(&mut self, engine: RankerEngine) -> Result<(), Error> {
+        match engine {
+            RankerEngine::Forest => Ok(()),
+            #[cfg(feature = "etl")]
+            RankerEngine::LightGbm => {
+                let text = read(&self.dir.join(files::RANKER))?;
+                self.ranking.refer_to(crate::ffi::lightgbm::Predictor::new(&text)?);
+                Ok(())
+            }
+            #[cfg(not(feature = "etl"))]
+            RankerEngine::LightGbm => Err(Error::NoLightGbm),
+        }
     }
 
     /// The user's vector from a history (oldest first) and what the user table knows.

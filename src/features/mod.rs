@@ -7,7 +7,8 @@
 //! Invariant: a value depends only on the arguments of [`Plan::constants`] and
 //! [`Plan::columns`]; the offline pipeline and stage s3 call the same two functions, so training
 //! and serving can differ in their data and never in their arithmetic. Missing is NaN and stays
-//! NaN unless the schema names a default. This module knows no clock, store or model.
+//! NaN unless the schema names a default. Columns of the item alone may be computed once
+//! ([`Plan::item_column`]): by the same operation, so to the same bits. This module knows no clock, store or model.
 
 mod dictionary;
 mod items;

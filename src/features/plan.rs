@@ -115,8 +115,46 @@ impl Plan {
                 Slot::Context(at) => request.context[at],
                 Slot::Item(_) | Slot::Map(_) | Slot::ItemItself => f32::NAN,
             };
-            *value = step.or_default(scalar(&step.op, request, read));
+            let (now, past) = (request.time_ms, request.history.items.len());
+            *value = step.or_default(scalar(&step.op, now, past, read));
         }
+    }
+
+    /// Of each item and cross column, whether it depends on the item alone: such a column can be
+    /// computed once for all items.
+    pub fn item_only(&self) -> Vec<bool> {
+        self.columns.iter().map(Step::is_item_only).collect()
+    }
+
+    /// Fills column `at`, which depends on the item alone, for items from `first_row` on.
+    pub fn item_column(&self, at: usize, items: &ItemColumns, first_row: usize, out: &mut [f32]) {
+        let step = &self.columns[at];
+        assert!(step.is_item_only(), "column {at} needs a request");
+        for (row, value) in out.iter_mut().enumerate() {
+            let read = |slot: Slot| match slot {
+                Slot::Item(at) => items.column(at)[first_row + row],
+                _ => f32::NAN,
+            };
+            // Neither time nor history is read by an operation of the item alone.
+            *value = step.or_default(scalar(&step.op, 0, 0, read));
+        }
+    }
+
+    /// Number of columns that [`Plan::request_columns`] fills.
+    pub fn request_column_count(&self) -> usize {
+        self.columns.iter().filter(|step| !step.is_item_only()).count()
+    }
+
+    /// Fills the columns that need a request, in the order of [`Plan::columns`], column-major.
+    pub fn request_columns(
+        &self,
+        request: &RequestInput,
+        items: &ItemColumns,
+        candidates: &[Candidate],
+        out: &mut [f32],
+    ) {
+        let steps = self.columns.iter().filter(|step| !step.is_item_only());
+        fill_all(steps, request, items, candidates, out);
     }
 
     /// Fills the item and cross columns: `out` is column-major,
@@ -128,20 +166,47 @@ impl Plan {
         candidates: &[Candidate],
         out: &mut [f32],
     ) {
-        assert_eq!(out.len(), self.columns.len() * candidates.len(), "one value a cell");
-        if candidates.is_empty() {
-            return;
-        }
-        for (step, column) in self.columns.iter().zip(out.chunks_exact_mut(candidates.len())) {
-            fill(&step.op, request, items, candidates, column);
-            if let Some(default) = step.default {
-                column.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = default);
-            }
+        fill_all(self.columns.iter(), request, items, candidates, out);
+    }
+}
+
+/// A column after the other.
+fn fill_all<'a>(
+    steps: impl Iterator<Item = &'a Step> + Clone,
+    request: &RequestInput,
+    items: &ItemColumns,
+    candidates: &[Candidate],
+    out: &mut [f32],
+) {
+    assert_eq!(out.len(), steps.clone().count() * candidates.len(), "one value a cell");
+    if candidates.is_empty() {
+        return;
+    }
+    for (step, column) in steps.zip(out.chunks_exact_mut(candidates.len())) {
+        fill(&step.op, request, items, candidates, column);
+        if let Some(default) = step.default {
+            column.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = default);
         }
     }
 }
 
 impl Step {
+    /// Whether neither a user, nor the context, the time or the history is read.
+    fn is_item_only(&self) -> bool {
+        let plain = matches!(
+            self.op,
+            Op::Raw { .. }
+                | Op::Log1p { .. }
+                | Op::Clip { .. }
+                | Op::Category { .. }
+                | Op::Ratio { .. }
+                | Op::Difference { .. }
+                | Op::Equals { .. }
+        );
+        let reads = self.op.references();
+        plain && reads.iter().all(|(slot, _)| matches!(slot, Slot::Item(_)))
+    }
+
     fn or_default(&self, value: f32) -> f32 {
         if value.is_nan() { self.default.unwrap_or(value) } else { value }
     }
@@ -188,14 +253,13 @@ fn fill(
                 Slot::Item(at) => items.column(at)[c.item.row()],
                 Slot::Map(_) | Slot::ItemItself => f32::NAN,
             };
-            scalar(op, request, read)
+            scalar(op, request.time_ms, request.history.items.len(), read)
         }),
     }
 }
 
-/// The operations that need no more than values and the request's time.
-fn scalar(op: &Op<Slot>, request: &RequestInput, read: impl Fn(Slot) -> f32) -> f32 {
-    let now = request.time_ms;
+/// The operations that need no more than values, the request's time and the history's length.
+fn scalar(op: &Op<Slot>, now: i64, history: usize, read: impl Fn(Slot) -> f32) -> f32 {
     match *op {
         Op::Raw { source } | Op::Category { source } => read(source),
         Op::Log1p { source } => ops::value::log1p(read(source)),
@@ -208,7 +272,7 @@ fn scalar(op: &Op<Slot>, request: &RequestInput, read: impl Fn(Slot) -> f32) -> 
         Op::Ratio { source, other } => ops::pair::ratio(read(source), read(other)),
         Op::Difference { source, other } => read(source) - read(other),
         Op::Equals { source, other } => ops::pair::equals(read(source), read(other)),
-        Op::HistoryLength => request.history.items.len() as f32,
+        Op::HistoryLength => history as f32,
         // The schema gives these the scope `cross`, whose columns `fill` handles.
         Op::Lookup { .. }
         | Op::Dot

@@ -99,6 +99,16 @@ fn a_known_row_value_by_value() {
     assert!(column(3)[1].is_nan() && column(3)[2].is_nan());
     assert_eq!((column(4)[0], column(4)[2]), (1.5, 0.5));
     assert_eq!(column(5), [0.0, 0.1, 0.2]);
+    // What depends on the item alone, and the rest, are the same columns.
+    assert_eq!(plan.item_only(), [true, false, false, false, false, false]);
+    let mut item = [0.0; 2];
+    plan.item_column(0, &items, 1, &mut item);
+    assert_eq!(item, [-1.0, 2f32.ln()]);
+    assert_eq!(plan.request_column_count(), 5);
+    let mut rest = vec![0.0; 5 * 3];
+    plan.request_columns(&request, &items, &candidates, &mut rest);
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&rest), bits(&out[3..]));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 pub mod dense;
+pub mod forest;
 #[cfg(feature = "etl")]
 pub mod matmul;
 mod scalar;

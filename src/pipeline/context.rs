@@ -1,6 +1,6 @@
 //! What the stages of one request share.
 
-use crate::bundle::{Bundle, EncodeScratch};
+use crate::bundle::{Bundle, EncodeScratch, RankScratch};
 use crate::features::{Candidate, History, RequestInput, UserRow};
 use crate::index::{self, Hit};
 use crate::monitor::Fallback;
@@ -69,9 +69,11 @@ pub struct Scratch {
     /// Written by s2, best first.
     pub hits: Vec<Hit>,
     pub candidates: Vec<Candidate>,
-    /// Written by s3: user and context columns, then item and cross columns, column-major.
+    /// Written by s3: user and context columns, then those of item and cross columns that the
+    /// ranker wants, column-major.
     pub constants: Vec<f32>,
     pub columns: Vec<f32>,
+    pub ranking: RankScratch,
     /// Written by s4, parallel to the candidates.
     pub raw: Vec<f64>,
     pub ranked: Vec<Ranked>,
@@ -91,6 +93,7 @@ impl Scratch {
             candidates: Vec::with_capacity(candidates),
             constants: vec![0.0; bundle.plan.constant_count()],
             columns: Vec::with_capacity(columns),
+            ranking: bundle.ranking.scratch(candidates),
             raw: Vec::with_capacity(candidates),
             ranked: Vec::with_capacity(candidates),
             categories: Vec::with_capacity(candidates),

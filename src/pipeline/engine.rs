@@ -9,7 +9,7 @@ use super::deadline::Deadline;
 use super::observe::{self, Counts};
 use super::region::{self, Location};
 use super::{Config, ConfigError, RegionConfig, RulesConfig};
-use crate::bundle::Bundle;
+use crate::bundle::{self, Bundle};
 use crate::executor::{self, Executor, Rejected};
 use crate::monitor::Fallback;
 use crate::store::{Tower, Users};
@@ -90,13 +90,16 @@ pub enum StartError {
     Executor(#[from] executor::Error),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Bundle(#[from] bundle::Error),
 }
 
 impl Engine {
     /// Starts the threads and sizes their buffers.
     pub fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { bundle, users, config, rules, regions, executor } = parts;
+        let Parts { mut bundle, users, config, rules, regions, executor } = parts;
         config.check()?;
+        bundle.rank_with(config.ranker.engine)?;
         let clock = Clock::starting_at(config.clock_starts_at_ms()?);
         let context_names = bundle.schema.context_names();
         let user_region = bundle.users.columns().iter().position(|c| c == USER_REGION);

@@ -27,6 +27,8 @@ mod s6_response;
 
 use serde::Deserialize;
 
+use crate::bundle::RankerEngine;
+
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
 pub use context::{Context, Drops, Inputs, Scratch};
 pub use deadline::Deadline;
@@ -48,6 +50,15 @@ pub struct Config {
     pub variant: String,
     /// The clock starts at this moment (RFC 3339) when the engine does; empty is the real time.
     pub clock_starts_at: String,
+    pub ranker: RankerConfig,
+}
+
+/// Section `[pipeline.ranker]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankerConfig {
+    /// Who evaluates the ranker's trees.
+    pub engine: RankerEngine,
 }
 
 /// Why sections `[pipeline]`, `[rules]` or `[regions]` were refused.

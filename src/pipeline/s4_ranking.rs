@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::Context;
 use super::context::Ranked;
-use crate::forest::Matrix;
 use crate::monitor::Fallback;
 
 /// Fills the ranked list, parallel to the candidates; keeps every candidate and its order.
@@ -38,7 +37,10 @@ fn score(cx: &mut Context) -> bool {
     let rows = scratch.candidates.len();
     scratch.raw.clear();
     scratch.raw.resize(rows, 0.0);
-    let matrix = Matrix::new(&scratch.constants, &scratch.columns, rows);
-    cx.bundle.ranker.score(&matrix, &mut scratch.raw);
-    scratch.raw.iter().all(|raw| raw.is_finite())
+    let ranking = &cx.bundle.ranking;
+    // The constants need no candidate: this step may move to where retrieval is waited for.
+    ranking.specialise(&scratch.constants, &mut scratch.ranking);
+    let items = scratch.candidates.iter().map(|candidate| candidate.item);
+    ranking.score(items, &scratch.columns, &mut scratch.ranking, &mut scratch.raw)
+        && scratch.raw.iter().all(|raw| raw.is_finite())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use shortlist::bundle::{Bundle, files};
 use shortlist::features::Plan;
+use shortlist::forest::Matrix;
 use shortlist::offline::as_of::{AsOf, Layout};
 use shortlist::offline::examples::{Group, columns_of};
 use shortlist::offline::load::Loaded;
@@ -45,6 +46,8 @@ fn served_rows_equal_training_rows_bit_for_bit() {
     assert_eq!(offline.layout.dictionaries, bundle.dictionaries);
     let plan = Plan::new(&bundle.schema, &offline.as_of.users, &offline.as_of.items).unwrap();
     let mut scratch = Scratch::new(&bundle, config.pipeline.candidates);
+    let item_only = bundle.plan.item_only();
+    assert!(item_only.iter().filter(|&&item_only| item_only).count() >= 10);
     let mut present = 0;
     for user in (0..offline.loaded.data.users.len() as u32).step_by(7) {
         let past = as_of::history(&offline.loaded, user, time_ms.min(as_of_ms));
@@ -88,7 +91,7 @@ fn served_rows_equal_training_rows_bit_for_bit() {
         // The offline history of a later moment would hold what the test day brought.
         let asked = Group { time_ms: as_of_ms, ..group.clone() };
         let (_, at_midnight) = columns_of(&offline.loaded, &plan, &offline.as_of, &asked);
-        assert_eq!(at_midnight.len(), scratch.columns.len());
+        assert_eq!(at_midnight.len(), item_only.len() * scratch.candidates.len());
         if offline.loaded.data.before(user, time_ms).len()
             != offline.loaded.data.before(user, as_of_ms).len()
         {
@@ -99,14 +102,24 @@ fn served_rows_equal_training_rows_bit_for_bit() {
         assert_eq!(bits(&constants), bits(&scratch.constants), "constants of user {id}");
         let rows = group.candidates.len();
         for (at, feature) in bundle.schema.features()[constants.len()..].iter().enumerate() {
-            let span = at * rows..(at + 1) * rows;
-            assert_eq!(
-                bits(&columns[span.clone()]),
-                bits(&scratch.columns[span]),
-                "feature {} of user {id}",
-                feature.name
-            );
+            let span = |at: usize| at * rows..(at + 1) * rows;
+            // Columns of the item alone are made when a bundle opens, the others in the request.
+            let mut served = vec![0.0; rows];
+            if item_only[at] {
+                for (value, candidate) in served.chunks_exact_mut(1).zip(&group.candidates) {
+                    let (items, row) = (bundle.items.columns(), candidate.item.row());
+                    bundle.plan.item_column(at, items, row, value);
+                }
+            } else {
+                let place = item_only[..at].iter().filter(|&&item_only| !item_only).count();
+                served.copy_from_slice(&scratch.columns[span(place)]);
+            }
+            let name = &feature.name;
+            assert_eq!(bits(&columns[span(at)]), bits(&served), "feature {name} of user {id}");
         }
+        let mut raw = vec![0.0; rows];
+        bundle.ranker.score(&Matrix::new(&constants, &columns, rows), &mut raw);
+        assert_eq!(raw, scratch.raw, "the scores of user {id} are those of the training rows");
         present += columns.iter().filter(|v| !v.is_nan()).count();
     }
     assert!(present > 100_000, "only {present} values were compared that are there");

@@ -1,0 +1,146 @@
+//! The ranker as a bundle serves it: the forest prepared for its items, or LightGBM itself.
+//!
+//! Columns that depend on the item alone are kept as bytes of all items, so a request neither fills
+//! nor bins them. Both engines give the same raw scores; LightGBM is there to compare with, takes
+//! whole rows, and lets one thread in at a time.
+
+use serde::Deserialize;
+
+use crate::features::{ItemColumns, Plan};
+#[cfg(feature = "etl")]
+use crate::ffi::lightgbm::{Layout, Predictor, Table};
+use crate::forest::{self, Bins, CompileError, Evaluator, Forest};
+use crate::types::ItemIdx;
+
+/// Who evaluates the ranker's trees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RankerEngine {
+    /// This program's evaluator.
+    Forest,
+    /// LightGBM's own predictor; only in builds with the feature `etl`.
+    LightGbm,
+}
+
+/// A ranker ready for requests.
+pub struct Ranking {
+    evaluator: Evaluator,
+    bins: Bins,
+    #[cfg(feature = "etl")]
+    reference: Option<Predictor>,
+}
+
+/// What one thread needs to rank.
+pub struct RankScratch {
+    forest: forest::Scratch,
+    items: Vec<ItemIdx>,
+    /// Row-major rows, for LightGBM only.
+    #[cfg(feature = "etl")]
+    rows: Vec<f32>,
+    #[cfg(feature = "etl")]
+    constants: Vec<f32>,
+}
+
+impl Ranking {
+    /// Prepares the forest and turns the item columns of all items into bytes.
+    ///
+    /// # Errors
+    /// When the model is larger than the evaluator's byte columns allow.
+    pub fn new(forest: &Forest, plan: &Plan, items: &ItemColumns) -> Result<Self, CompileError> {
+        let item_only = plan.item_only();
+        let evaluator = Evaluator::new(forest, plan.constant_count(), &item_only)?;
+        let places: Vec<usize> = (0..item_only.len()).filter(|&at| item_only[at]).collect();
+        let bins = evaluator.bin_items(items.rows(), |place, first_row, out| {
+            plan.item_column(places[place], items, first_row, out);
+        });
+        Ok(Self {
+            evaluator,
+            bins,
+            #[cfg(feature = "etl")]
+            reference: None,
+        })
+    }
+
+    /// Lets LightGBM evaluate from now on.
+    #[cfg(feature = "etl")]
+    pub fn refer_to(&mut self, reference: Predictor) {
+        self.reference = Some(reference);
+    }
+
+    /// Whether [`Self::score`] wants every column ([`Plan::columns`]) instead of those that need a
+    /// request ([`Plan::request_columns`]).
+    pub fn wants_all_columns(&self) -> bool {
+        #[cfg(feature = "etl")]
+        let all = self.reference.is_some();
+        #[cfg(not(feature = "etl"))]
+        let all = false;
+        all
+    }
+
+    /// Space for requests of up to `candidates`; more make it grow once.
+    pub fn scratch(&self, candidates: usize) -> RankScratch {
+        RankScratch {
+            forest: self.evaluator.scratch(),
+            items: Vec::with_capacity(candidates),
+            #[cfg(feature = "etl")]
+            rows: Vec::new(),
+            #[cfg(feature = "etl")]
+            constants: Vec::new(),
+        }
+    }
+
+    /// Takes the user and context columns of a request: needs no candidates.
+    pub fn specialise(&self, constants: &[f32], scratch: &mut RankScratch) {
+        #[cfg(feature = "etl")]
+        if self.reference.is_some() {
+            scratch.constants.clear();
+            scratch.constants.extend_from_slice(constants);
+            return;
+        }
+        self.evaluator.specialise(constants, &mut scratch.forest);
+    }
+
+    /// Writes the raw scores of candidates, after [`Self::specialise`]. `columns` are those that
+    /// [`Self::wants_all_columns`] says. False when LightGBM refused.
+    pub fn score(
+        &self,
+        items: impl Iterator<Item = ItemIdx>,
+        columns: &[f32],
+        scratch: &mut RankScratch,
+        out: &mut [f64],
+    ) -> bool {
+        #[cfg(feature = "etl")]
+        if let Some(reference) = &self.reference {
+            return refer(reference, columns, scratch, out);
+        }
+        scratch.items.clear();
+        scratch.items.extend(items);
+        self.evaluator.score(&self.bins, &scratch.items, columns, &mut scratch.forest, out);
+        true
+    }
+}
+
+#[cfg(feature = "etl")]
+fn refer(
+    reference: &Predictor,
+    columns: &[f32],
+    scratch: &mut RankScratch,
+    out: &mut [f64],
+) -> bool {
+    let rows = out.len();
+    if rows == 0 {
+        return true;
+    }
+    scratch.rows.clear();
+    for row in 0..rows {
+        scratch.rows.extend_from_slice(&scratch.constants);
+        scratch.rows.extend(columns.iter().skip(row).step_by(rows));
+    }
+    let values = &scratch.rows[..];
+    let table = Table { values, rows, columns: values.len() / rows, layout: Layout::Rows };
+    let done = reference.raw(table, out);
+    if let Err(error) = &done {
+        tracing::error!("ranker.engine = lightgbm: {error}");
+    }
+    done.is_ok()
+}
