@@ -47,7 +47,8 @@ impl Ready {
         let rows = model.rows;
         let varying = models::FEATURES - constants;
         let is_cached: Vec<bool> = (0..varying).map(|at| at < cached).collect();
-        let evaluator = Evaluator::new(forest, constants, &is_cached).expect("a model of this size");
+        let evaluator =
+            Evaluator::new(forest, constants, &is_cached).expect("a model of this size");
         let mut scratch = evaluator.scratch();
         const SPREAD: usize = 1021;
         let items = if cached == 0 { 0 } else { rows * SPREAD };

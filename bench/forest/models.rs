@@ -203,7 +203,7 @@ fn train(spec: &Spec, weight: f64) -> String {
     let table =
         Table { values: &flat, rows: TRAINING_ROWS, columns: FEATURES, layout: Layout::Rows };
     let names: Vec<String> = (0..FEATURES).map(|feature| format!("f{feature}")).collect();
-    let dataset = Dataset::new(table, Target::labels(&labels), &names, &params)
-        .expect("a table of numbers");
+    let dataset =
+        Dataset::new(table, Target::labels(&labels), &names, &params).expect("a table of numbers");
     lightgbm::train(&params, &dataset, None, spec.trees, None, |_| {}).expect("training").model
 }

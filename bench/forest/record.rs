@@ -193,7 +193,8 @@ struct Table {
 impl Table {
     fn new() -> Self {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let name = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
+        let name =
+            cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let machine = format!(
             "{} ({cores} cores; {:?})",

@@ -77,10 +77,7 @@ fn one<const COUNT: usize>(
     let blend = |at: usize, mask: __m256i| unsafe {
         let left = _mm256_load_si256(left.add(at * left_step).cast());
         let right = _mm256_load_si256(right.add(at * right_step).cast());
-        _mm256_store_si256(
-            target.add(at * LANES).cast(),
-            _mm256_blendv_epi8(right, left, mask),
-        );
+        _mm256_store_si256(target.add(at * LANES).cast(), _mm256_blendv_epi8(right, left, mask));
     };
     match set {
         None => {

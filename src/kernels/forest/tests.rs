@@ -94,7 +94,8 @@ fn rows_are_spread_over_planes() {
 #[should_panic]
 fn an_operation_outside_its_planes_is_refused() {
     let leaf = Operand::leaf(0);
-    let op = Op { left: Operand::plane(9), right: leaf, test: Test::below(1, 0), column: 0, target: 0 };
+    let op =
+        Op { left: Operand::plane(9), right: leaf, test: Test::below(1, 0), column: 0, target: 0 };
     run(&[op], &[], &mut planes(1), ROWS, 0);
 }
 
