@@ -1,4 +1,5 @@
 mod evaluator;
+mod fuzz;
 #[cfg(feature = "etl")]
 mod random_models;
 

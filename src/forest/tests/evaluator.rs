@@ -12,8 +12,22 @@ use crate::types::ItemIdx;
 /// Scores through the evaluator; `cached[f]` sends a varying feature through bins, whose rows are
 /// stored in reverse so that candidates are not simply in order.
 pub(super) fn evaluate(forest: &Forest, matrix: &Matrix, cached: &[bool]) -> Vec<f64> {
-    let rows = matrix.rows;
     let evaluator = Evaluator::new(forest, matrix.constants.len(), cached).unwrap();
+    evaluate_with(&evaluator, matrix, cached)
+}
+
+/// `None` when the model has no evaluator.
+pub(super) fn evaluate_if_possible(
+    forest: &Forest,
+    matrix: &Matrix,
+    cached: &[bool],
+) -> Option<Vec<f64>> {
+    let evaluator = Evaluator::new(forest, matrix.constants.len(), cached).ok()?;
+    Some(evaluate_with(&evaluator, matrix, cached))
+}
+
+fn evaluate_with(evaluator: &Evaluator, matrix: &Matrix, cached: &[bool]) -> Vec<f64> {
+    let rows = matrix.rows;
     let mut scratch = evaluator.scratch();
     let column = |at: usize| &matrix.columns[at * rows..][..rows];
     let of = |wanted: bool| (0..cached.len()).filter(move |&at| cached[at] == wanted);
@@ -113,9 +127,9 @@ fn tree(random: &mut Pcg64Mcg, number: usize, leaves: usize, codes: u32) -> Stri
 }
 
 /// The text of a random model.
-fn model(random: &mut Pcg64Mcg) -> String {
+pub(super) fn model(random: &mut Pcg64Mcg, leaves_max: usize) -> String {
     let trees = random.random_range(1..20);
-    let most = *[2, 5, 31, 200, 300, 900].choose(random).unwrap();
+    let most = [2, 5, 31, 200, 300, 900].choose(random).copied().unwrap().min(leaves_max);
     let codes = *[4, 40, 130, 1200].choose(random).unwrap();
     let mut text = format!(
         "tree\nversion=v4\nnum_class=1\nmax_feature_idx={}\nfeature_names=a b c d e f\n\n",
@@ -144,7 +158,7 @@ fn scores_have_the_bits_of_the_walk() {
     let mut wide = 0;
     for seed in 0..600 {
         let mut random = Pcg64Mcg::seed_from_u64(seed);
-        let forest = Forest::parse(&model(&mut random)).unwrap();
+        let forest = Forest::parse(&model(&mut random, 900)).unwrap();
         wide += usize::from(forest.trees.iter().any(|tree| tree.leaves > 256));
         let constants = random.random_range(0..=FEATURES);
         let rows = *[1, 31, 32, 33, 500, 512, 513, 1100].choose(&mut random).unwrap();
