@@ -2,7 +2,7 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check demo clean-demo serve
+.PHONY: help setup build test check demo clean-demo serve bench-forest
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,3 +27,6 @@ clean-demo: ## stop the demo's Redis and delete its data; bundles stay
 
 serve: build ## serve what the demo published, without running the pipeline again
 	@tools/serve.sh
+
+bench-forest: ## the forest evaluator beside LightGBM and lleaves -> bench/record/forest.csv (CORE=1 pins it)
+	@tools/bench-forest.sh

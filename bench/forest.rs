@@ -5,6 +5,8 @@
 //! speaks the protocol of `bench/peers/forest.py`. Models are trained once and kept in
 //! `target/bench-forest` beside the build.
 
+#[path = "forest/cost.rs"]
+mod cost;
 #[path = "forest/models.rs"]
 mod models;
 #[path = "forest/record.rs"]
@@ -41,6 +43,11 @@ struct Ready {
 }
 
 impl Ready {
+    /// Everything that varies arrives with the request.
+    fn plain(model: &Model, forest: &Forest, constants: usize) -> Self {
+        Self::new(model, forest, constants, 0)
+    }
+
     /// `cached` features after `constants` ones come from bins; the candidates are spread over
     /// as many items as keep their bytes out of the cache.
     fn new(model: &Model, forest: &Forest, constants: usize, cached: usize) -> Self {
@@ -83,8 +90,8 @@ impl Subject {
         let capi = Predictor::new(&model.text).expect("LightGBM's own text");
         let constants = models::CONSTANTS;
         let cached = Ready::new(&model, &forest, constants, models::ITEM_FEATURES);
-        let pruned = Ready::new(&model, &forest, constants, 0);
-        let whole = Ready::new(&model, &forest, 0, 0);
+        let pruned = Ready::plain(&model, &forest, constants);
+        let whole = Ready::plain(&model, &forest, 0);
         Self { model, capi, cached, pruned, whole }
     }
 

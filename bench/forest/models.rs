@@ -98,14 +98,28 @@ fn folder() -> PathBuf {
     target.join("bench-forest")
 }
 
+/// The first trees of a model.
+pub fn first_trees(text: &str, trees: usize) -> String {
+    let end = text.find(&format!("Tree={trees}\n")).or_else(|| text.find("end of trees"));
+    let lines = text[..end.unwrap_or(text.len())].lines();
+    // The header's sizes are those of all trees, and optional.
+    let kept: Vec<&str> = lines.filter(|line| !line.starts_with("tree_sizes=")).collect();
+    kept.join("\n") + "\nend of trees\n"
+}
+
 /// Share of split nodes on the constant features, from the text.
 pub fn constant_share(text: &str) -> f64 {
+    share_below(text, CONSTANTS)
+}
+
+/// Share of split nodes on the first features.
+pub fn share_below(text: &str, features: usize) -> f64 {
     let (mut constant, mut all) = (0, 0);
     for line in text.lines().filter_map(|line| line.strip_prefix("split_feature=")) {
         for feature in line.split_ascii_whitespace() {
             all += 1;
             let feature: usize = feature.parse().expect("a feature's number");
-            constant += usize::from(feature < CONSTANTS);
+            constant += usize::from(feature < features);
         }
     }
     f64::from(constant as u32) / f64::from(all.max(1) as u32)

@@ -8,15 +8,15 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use crate::Subject;
 use crate::models::{self, SPECS};
+use crate::{Subject, cost};
 
 const RUNS: usize = 5;
 /// Slices of a run, and how long one system's turn in a slice is.
 const SLICES: usize = 8;
 const TURN_MS: f64 = 60.0;
 
-/// Measures everything and writes `path`; the cost curves go beside it.
+/// Measures everything and writes `path`; the plot of the cost curves goes beside it.
 pub fn run(path: &str, peers: Option<&str>) {
     let mut peers = peers.map(Peers::start);
     let mut table = Table::new();
@@ -50,13 +50,14 @@ pub fn run(path: &str, peers: Option<&str>) {
             }
         }
     }
+    cost::run(&mut table, &path.replace(".csv", ".svg"));
     std::fs::write(path, &table.text).expect("the record's folder");
     println!("{}", table.text);
 }
 
-struct Figures {
-    min_ms: f64,
-    p50_ms: f64,
+pub struct Figures {
+    pub min_ms: f64,
+    pub p50_ms: f64,
 }
 
 fn one_run(
@@ -79,7 +80,7 @@ fn one_run(
 }
 
 /// Calls until the turn is over, at least twice; the first call warms up.
-fn turn(times: &mut Vec<f64>, mut call: impl FnMut()) {
+pub fn turn(times: &mut Vec<f64>, mut call: impl FnMut()) {
     call();
     let start = Instant::now();
     loop {
@@ -92,7 +93,7 @@ fn turn(times: &mut Vec<f64>, mut call: impl FnMut()) {
     }
 }
 
-fn figures(mut times: Vec<f64>) -> Figures {
+pub fn figures(mut times: Vec<f64>) -> Figures {
     times.sort_by(f64::total_cmp);
     Figures { min_ms: times[0], p50_ms: times[times.len() / 2] }
 }
@@ -184,7 +185,8 @@ impl Drop for Peers {
     }
 }
 
-struct Table {
+/// Rows of the record.
+pub struct Table {
     text: String,
     date: String,
     machine: String,
@@ -206,7 +208,8 @@ impl Table {
         Self { text, date, machine }
     }
 
-    fn row(&mut self, work: &str, system: &str, setting: &str, metric: &str, value: f64) {
+    /// Adds a figure.
+    pub fn row(&mut self, work: &str, system: &str, setting: &str, metric: &str, value: f64) {
         let unit = match metric {
             "max_abs_diff" => "raw score",
             _ if metric.ends_with("_ms") => "ms",

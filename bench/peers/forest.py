@@ -33,7 +33,11 @@ def load(text_path, rows_path, columns):
     booster = lightgbm.Booster(model_file=text_path)
     systems = {"lightgbm:python": lambda: booster.predict(rows, raw_score=True, num_threads=1)}
     if lleaves is not None:
-        compiled = lleaves.Model(model_file=text_path)
+        # lleaves wants the line that only LightGBM's Python package writes.
+        own_path = text_path + ".lleaves.txt"
+        with open(text_path) as text, open(own_path, "w") as own:
+            own.write(text.read().rstrip("\n") + "\n\npandas_categorical:null\n")
+        compiled = lleaves.Model(model_file=own_path)
         # Compiling takes minutes for the larger models; the code does not depend on the run.
         compiled.compile(cache=text_path + ".lleaves.o", raw_score=True)
         systems["lleaves"] = lambda: compiled.predict(rows, n_jobs=1)
