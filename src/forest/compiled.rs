@@ -82,6 +82,14 @@ struct Waiting {
     first: Option<Operand>,
 }
 
+#[cfg(test)]
+impl Program {
+    pub fn capacity(&self) -> usize {
+        let all = [self.leaves.capacity(), self.batches.capacity(), self.waiting.capacity()];
+        self.ops.capacity() + all.iter().sum::<usize>()
+    }
+}
+
 /// Padding of [`Program::leaves`].
 const PADDING: usize = 256;
 

@@ -76,6 +76,15 @@ pub struct Scratch {
     leaves: Vec<u32>,
 }
 
+#[cfg(test)]
+impl Scratch {
+    /// Grows when a call allocates.
+    pub(super) fn capacity(&self) -> usize {
+        let all = [self.picks.capacity(), self.leaves.capacity(), self.planes.capacity()];
+        self.program.capacity() + self.constants.capacity() + all.iter().sum::<usize>()
+    }
+}
+
 impl Evaluator {
     /// Prepares a forest whose first `constants` features are the same for all rows of a request;
     /// `cached` says of each other feature whether it depends on the item alone.

@@ -5,9 +5,9 @@
 //! operation   target[row] = if test(column[row]) { left[row] } else { right[row] }
 //! ```
 //! A tree is a list of operations from its leaves to its root; no row branches. [`run`] is AVX2
-//! with the scalar twin [`scalar::run`]: 32 rows are one load, one comparison and one blend. The
-//! leaf values are then looked up and added in tree order by [`add_leaves`], so a score has the bits
-//! that a walk down the trees gives.
+//! with a scalar twin: 32 rows are one load, one comparison and one blend. The leaf values are then
+//! looked up and added in tree order by [`add_leaves`], so a score has the bits that a walk down the
+//! trees gives.
 //!
 //! Invariant: every index of an operation is checked before memory is touched, so that no list of
 //! operations, however it was made, reads or writes outside its planes. Nothing here knows what a

@@ -40,11 +40,13 @@ fn evaluate_with(evaluator: &Evaluator, matrix: &Matrix, cached: &[bool]) -> Vec
     let items: Vec<ItemIdx> = (0..rows as u32).rev().map(ItemIdx).collect();
     let columns: Vec<f32> = of(false).flat_map(|at| column(at).to_vec()).collect();
     let mut out = vec![f64::NAN; rows];
+    let capacity = scratch.capacity();
     // Twice, because a scratch is used again and again.
     for _ in 0..2 {
         evaluator.specialise(matrix.constants, &mut scratch);
         evaluator.score(&bins, &items, &columns, &mut scratch, &mut out);
     }
+    assert_eq!(scratch.capacity(), capacity, "a request allocated");
     out
 }
 
