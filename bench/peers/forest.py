@@ -25,6 +25,9 @@ except ImportError as error:
     print(f"lleaves is left out: {error}", file=sys.stderr)
     lleaves = None
 
+# lleaves compiles a model of 300 trees in minutes and larger ones in tens of them.
+LLEAVES_BYTES_MAX = 3_000_000
+
 
 def load(text_path, rows_path, columns):
     """Systems by name, each a function without arguments that gives raw scores."""
@@ -32,7 +35,7 @@ def load(text_path, rows_path, columns):
     rows = rows.astype(numpy.float64)
     booster = lightgbm.Booster(model_file=text_path)
     systems = {"lightgbm:python": lambda: booster.predict(rows, raw_score=True, num_threads=1)}
-    if lleaves is not None:
+    if lleaves is not None and os.path.getsize(text_path) <= LLEAVES_BYTES_MAX:
         # lleaves wants the line that only LightGBM's Python package writes.
         own_path = text_path + ".lleaves.txt"
         with open(text_path) as text, open(own_path, "w") as own:
