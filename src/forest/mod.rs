@@ -3,8 +3,9 @@
 //! A [`Forest`] is an immutable, fully checked copy of a model's text. [`Forest::score`] gives the
 //! number that LightGBM's own raw prediction gives, bit for bit: the same decisions, and the leaf
 //! values added in tree order in f64. It walks, row by row, and is the reference; requests go
-//! through an [`Evaluator`], which gives the same bits much faster. Training is not this module's business, and it knows nothing
-//! of what a column means: a row is numbers in the order of [`Forest::feature_names`].
+//! through an [`Evaluator`], which gives the same bits much faster. Training is not this module's
+//! business, and it knows nothing of what a column means: a row is numbers in the order of
+//! [`Forest::feature_names`].
 //!
 //! ```text
 //!             constants (the same for every row)     columns (column-major, rows x varying)

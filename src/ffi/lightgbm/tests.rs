@@ -226,3 +226,33 @@ fn what_lightgbm_refuses_comes_back_in_its_own_words() {
     let shape = predict_raw(&model, narrow).unwrap_err().to_string();
     assert!(shape.contains("number of features"), "{shape}");
 }
+
+#[test]
+fn a_predictor_scores_as_the_oracle_and_refuses_other_shapes() {
+    let world = World::new(300, 5);
+    let model = fit(&world, &params(), 8).model;
+    let predictor = Predictor::new(&model).unwrap();
+    let mut scores = vec![0.0; 300];
+    predictor.raw(world.table(), &mut scores).unwrap();
+    assert_eq!(scores, predict_raw(&model, world.table()).unwrap());
+    let owed = predictor.contributions(world.table()).unwrap();
+    for (row, score) in owed.chunks_exact(COLUMNS + 1).zip(&scores) {
+        assert!((row.iter().sum::<f64>() - score).abs() < 1e-9);
+    }
+    let narrow = Table { columns: 2, rows: 600, ..world.table() };
+    let message = predictor.raw(narrow, &mut [0.0; 600]).unwrap_err().to_string();
+    assert_eq!(message, "columns of the table: 2 values, expected 4");
+    let message = predictor.raw(world.table(), &mut scores[1..]).unwrap_err().to_string();
+    assert_eq!(message, "places for the prediction: 299 values, expected 300");
+    assert!(Predictor::new("no model").is_err());
+    let three = params()
+        .with("objective", "multiclass")
+        .with("num_class", 3)
+        .with("metric", "multi_logloss");
+    let labels: Vec<f32> = (0..300).map(|row| (row % 3) as f32).collect();
+    let target = Target::labels(&labels);
+    let dataset = Dataset::new(world.table(), target, &names(), &three).unwrap();
+    let model = train(&three, &dataset, None, 3, None, |_| {}).unwrap().model;
+    let message = Predictor::new(&model).err().map(|error| error.to_string());
+    assert_eq!(message.as_deref(), Some("classes: 3 values, expected 1"));
+}
