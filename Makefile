@@ -2,7 +2,7 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check demo clean-demo serve bench-forest
+.PHONY: help setup build test check demo clean-demo serve bench-forest bench-index fuzz sanitize
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,3 +30,12 @@ serve: build ## serve what the demo published, without running the pipeline agai
 
 bench-forest: ## the forest evaluator beside LightGBM and lleaves -> bench/record/forest.csv (CORE=1 pins it)
 	@tools/bench-forest.sh
+
+bench-index: ## the index beside FAISS on the same vectors -> bench/record/index.csv (WORKS="synthetic-1m ...")
+	@tools/bench-index.sh
+
+fuzz: ## mutate index files and forest texts for FUZZ_S=600 seconds each
+	@tools/fuzz.sh
+
+sanitize: ## the tests that reach unsafe code, under AddressSanitizer
+	@tools/sanitize.sh

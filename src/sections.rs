@@ -174,7 +174,16 @@ struct Entry {
 impl Sections {
     /// Maps `path` and checks header and table.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let map = Mmap::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Self::new(path, Mmap::open(path))
+    }
+
+    /// As [`Sections::open`], but reads the whole file into memory ([`Mmap::read`]).
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        Self::new(path, Mmap::read(path))
+    }
+
+    fn new(path: &Path, map: io::Result<Mmap>) -> Result<Self, Error> {
+        let map = map.map_err(|source| Error::Io { path: path.to_owned(), source })?;
         let entries = parse(path, &map)?;
         Ok(Self { path: path.to_owned(), map, entries })
     }

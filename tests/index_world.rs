@@ -3,11 +3,13 @@
 //! `cargo test --release --test index_world -- --ignored --nocapture` prints recall and time at
 //! 100,000 items.
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use shortlist::commands::generate::world::{DIM, REGIONS, Setting, World};
-use shortlist::index::{Bitmap, Config, Filter, Index, IvfIndex, Scratch, exact_search};
+use shortlist::index::audit::{exact_search, recall};
+use shortlist::index::{
+    Allowed, Bitmap, Codes, Config, Filter, HnswConfig, Index, IvfIndex, Kind, Rerank, Scratch,
+};
 use shortlist::types::ItemIdx;
 
 const K: usize = 500;
@@ -30,32 +32,39 @@ fn vectors(world: &World, rows: std::ops::Range<u64>, users: bool) -> Vec<f32> {
     flat
 }
 
-fn build(world: &World, items: u64) -> IvfIndex {
+fn build(world: &World, rows: &[f32]) -> IvfIndex {
     let config = Config {
+        kind: Kind::Ivf,
         recall_target: 0.95,
         lists: 0,
+        codes: Codes::Auto,
+        pq_rows_min: 0,
+        rerank: Rerank::None,
         sample_rows_per_list: 32,
-        iterations: 8,
+        iterations: 6,
         calibration_queries_max: 256,
         exact_rows_max: 4096,
+        live_rows_max: 0,
         threads: 2,
         seed: 42,
+        hnsw: HnswConfig { edges: 16, build_candidates: 100, memory_max_gib: 1.0 },
     };
-    let (rows, queries) = (vectors(world, 0..items, false), vectors(world, 100_000..100_256, true));
+    let queries = vectors(world, 100_000..100_256, true);
     let since = Instant::now();
-    let index = IvfIndex::build(&rows, DIM, &queries, &config, &|_, _| ()).unwrap();
+    let index = IvfIndex::build(rows, DIM, &queries, &config, &|_, _| ()).unwrap();
     println!(
-        "{items} x {DIM}: built in {:.1} s, {} lists, {} read for the top {K}",
+        "{} x {DIM}: built in {:.1} s, {} lists, at most {} read for the top {K}",
+        index.len(),
         since.elapsed().as_secs_f64(),
         index.lists(),
-        index.probes(K)
+        index.lists_max(K)
     );
     index
 }
 
 /// What is sold in `region` and in stock.
 fn on_sale(world: &World, items: usize, region: u8) -> Bitmap {
-    let mut allowed = Bitmap::new(items);
+    let allowed = Bitmap::new(items);
     for row in 0..items as u32 {
         let item = world.item(row.into());
         allowed.set(ItemIdx(row), item.in_stock && item.regions >> region & 1 == 1);
@@ -63,44 +72,55 @@ fn on_sale(world: &World, items: usize, region: u8) -> Bitmap {
     allowed
 }
 
-/// Recall@500 and microseconds a query over `queries`; `allowed` gives the filter of each user.
+/// A filter over the items, as the index wants it and as exact search does.
+struct Sold {
+    items: Bitmap,
+    allowed: Allowed,
+}
+
+/// Recall@500 and microseconds a query over `users`; `sold` gives the filter of each user.
 fn measure<'a>(
     index: &IvfIndex,
+    rows: &[f32],
     world: &World,
     users: std::ops::Range<u64>,
-    allowed: impl Fn(u64) -> Option<&'a Bitmap>,
+    sold: impl Fn(u64) -> Option<&'a Sold>,
 ) -> (f64, f64) {
-    let (mut scratch, mut found, mut exact) = (Scratch::default(), Vec::new(), Vec::new());
+    let (mut scratch, mut found) = (Scratch::default(), Vec::new());
     let queries = vectors(world, users.clone(), true);
-    let (mut hits, mut of, mut us) = (0, 0, Vec::new());
+    let (mut recalls, mut us) = (Vec::new(), Vec::new());
     for (user, query) in users.zip(queries.chunks_exact(DIM)) {
-        let filter = Filter { allowed: allowed(user), excluded: &[] };
-        exact_search(index, query, K, &filter, &mut scratch, &mut exact);
+        let sold = sold(user);
+        let filter = Filter { allowed: sold.map(|sold| &sold.allowed), excluded: &[] };
+        let passes = |item| sold.is_none_or(|sold| sold.items.get(item));
+        let exact = exact_search(rows, query, K, passes);
         index.search(query, K, &filter, &mut scratch, &mut found);
         let since = Instant::now();
         index.search(query, K, &filter, &mut scratch, &mut found);
         us.push(since.elapsed().as_secs_f64() * 1e6);
-        let found: HashSet<ItemIdx> = found.iter().map(|hit| hit.item).collect();
-        hits += exact.iter().filter(|hit| found.contains(&hit.item)).count();
-        of += exact.len();
+        recalls.push(recall(&found, &exact));
     }
     us.sort_by(f64::total_cmp);
-    (hits as f64 / of as f64, us[us.len() / 2])
+    (recalls.iter().sum::<f64>() / recalls.len() as f64, us[us.len() / 2])
 }
 
 fn recall_under_each_filter(items: u64, users: u64) {
     for by_topic in [false, true] {
         let world = world(by_topic);
-        let mut index = build(&world, items);
-        let regions: Vec<Bitmap> = (0..REGIONS.len() as u8)
-            .map(|region| on_sale(&world, items as usize, region))
+        let rows = vectors(&world, 0..items, false);
+        let mut index = build(&world, &rows);
+        let regions: Vec<Sold> = (0..REGIONS.len() as u8)
+            .map(|region| {
+                let items = on_sale(&world, items as usize, region);
+                Sold { allowed: index.allow(&items), items }
+            })
             .collect();
-        let share = regions[0].count_ones() as f64 / items as f64;
+        let share = regions[0].items.count_ones() as f64 / items as f64;
         for target in shortlist::index::RECALL_TARGETS {
             index.set_recall_target(target).unwrap();
-            let all = measure(&index, &world, 0..users, |_| None);
+            let all = measure(&index, &rows, &world, 0..users, |_| None);
             let own = |user| Some(&regions[world.user(user).region as usize]);
-            let own = measure(&index, &world, 0..users, own);
+            let own = measure(&index, &rows, &world, 0..users, own);
             println!(
                 "target {target} by topic {by_topic}: all items recall {:.4} p50 {:.0} us; \
                  own region ({share:.2} pass) recall {:.4} p50 {:.0} us",

@@ -23,7 +23,7 @@ pub use registry::{Config, Error as RegistryError, Registry, Rollout};
 
 use crate::features::{Dictionaries, Plan, PlanError, Schema, SchemaError, UserRow, UserTable};
 use crate::forest::{self, Forest};
-use crate::index::{self, Index, IvfIndex};
+use crate::index::{self, Allowed, Index};
 use crate::sections;
 use crate::store::items::{self, Items};
 use crate::towers::{self, MISSING, Towers, UserInput};
@@ -53,6 +53,8 @@ pub struct Bundle {
     pub items: Items,
     pub users: UserTable,
     pub index: Box<dyn Index>,
+    /// In stock anywhere, then in stock and offered in each region.
+    allowed: Vec<Allowed>,
     pub towers: Towers,
     pub ranker: Forest,
     /// The ranker over this bundle's items.
@@ -116,7 +118,7 @@ pub enum Error {
 impl Bundle {
     /// Opens a bundle directory and checks that its parts fit; `verify` also compares every
     /// checksum, which reads every byte.
-    pub fn open(dir: &Path, verify: bool, recall_target: f32) -> Result<Self, Error> {
+    pub fn open(dir: &Path, verify: bool, config: &index::Config) -> Result<Self, Error> {
         let manifest = Manifest::open(dir, verify)?;
         for name in files::ALL {
             if !manifest.files.contains_key(name) {
@@ -134,8 +136,7 @@ impl Bundle {
             serde_json::from_str(&read(&path)?).map_err(|source| Error::Json { path, source })?;
         let items = Items::open(&dir.join(files::ITEMS))?;
         let users = UserTable::open(&dir.join(files::USERS), items.len())?;
-        let mut index = IvfIndex::open(&dir.join(files::INDEX))?;
-        index.set_recall_target(recall_target)?;
+        let index = index::open(&dir.join(files::INDEX), config)?;
         let towers = Towers::open(&dir.join(files::TOWERS))?;
         if towers.version() != manifest.tower_version {
             let (found, expected) = (towers.version().to_owned(), manifest.tower_version.clone());
@@ -148,12 +149,14 @@ impl Bundle {
         if let Some(&(what, found)) = sizes.iter().find(|(_, found)| *found != items.len()) {
             return Err(Error::Size { what, found, items: items.len() });
         }
-        check_towers(&towers, &index, &manifest.tower_inputs)?;
+        check_towers(&towers, &*index, &manifest.tower_inputs)?;
         let ranker = open_ranker(dir, &schema)?;
         let plan = Plan::new(&schema, &users, items.columns())?;
         let ranking = Ranking::new(&ranker, &plan, items.columns())?;
         let tower_user = TowerUser::new(&manifest.tower_inputs, users.columns())?;
-        let index = Box::new(index);
+        let regions = (0..items.regions().len()).map(Some);
+        let allowed = std::iter::once(None).chain(regions);
+        let allowed = allowed.map(|region| index.allow(items.eligible(region))).collect();
         Ok(Self {
             manifest,
             schema,
@@ -162,6 +165,7 @@ impl Bundle {
             items,
             users,
             index,
+            allowed,
             towers,
             ranker,
             ranking,
@@ -169,6 +173,11 @@ impl Bundle {
             #[cfg(feature = "etl")]
             dir: dir.to_owned(),
         })
+    }
+
+    /// The items that a request may get: in stock, in a region by position or anywhere.
+    pub fn allowed(&self, region: Option<usize>) -> &Allowed {
+        &self.allowed[region.map_or(0, |at| at + 1)]
     }
 
     /// Chooses who evaluates the ranker; a bundle opens with [`RankerEngine::Forest`].

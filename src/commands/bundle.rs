@@ -30,7 +30,7 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         Some(dir) => dir.clone(),
         None => serving(config)?,
     };
-    let bundle = Bundle::open(&dir, true, config.index.recall_target)?;
+    let bundle = Bundle::open(&dir, true, &config.index)?;
     let manifest = &bundle.manifest;
     println!("bundle    {}", manifest.bundle_version);
     println!("as of     {}", crate::types::date_of(manifest.as_of_ms));

@@ -8,6 +8,7 @@ pub mod generate;
 mod health;
 #[cfg(feature = "etl")]
 mod import;
+mod index;
 #[cfg(feature = "etl")]
 mod pipeline;
 mod serve;
@@ -46,6 +47,8 @@ enum Command {
     Pipeline(pipeline::Args),
     /// Write a synthetic world of any size.
     Generate(generate::Args),
+    /// Build, inspect and measure indexes.
+    Index(index::Args),
     /// Look at bundles.
     Bundle(bundle::Args),
     /// Look at the configuration.
@@ -82,6 +85,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "etl")]
         Command::Pipeline(args) => pipeline::run(&args, &load()?),
         Command::Generate(args) => generate::run(args),
+        Command::Index(args) => index::run(&args, &load()?),
         Command::Bundle(args) => bundle::run(&args, &load()?),
         Command::Config(args) => config::run(&args, &load()?),
         Command::Health(args) => health::run(&args, &load()?),

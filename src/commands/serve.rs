@@ -45,7 +45,7 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
         let handle = tokio::runtime::Handle::current();
         let server_config = config.server.clone();
         let load = move || -> Result<Engine, Box<dyn std::error::Error + Send + Sync>> {
-            let bundle = Bundle::open(&dir, config.registry.verify, config.index.recall_target)?;
+            let bundle = Bundle::open(&dir, config.registry.verify, &config.index)?;
             let users = handle.block_on(Users::open(&config.store, health))?;
             Ok(Engine::start(Parts {
                 bundle,

@@ -1,12 +1,12 @@
-//! Read-only memory maps of bundle files.
+//! Bundle files in memory: mapped, or read into huge pages.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A whole file, mapped read-only and shared. Cloning is one reference count.
+/// A whole file, read-only and shared. Cloning is one reference count.
 #[derive(Clone, Debug)]
 pub struct Mmap(Arc<memmap2::Mmap>);
 
@@ -22,6 +22,23 @@ impl Mmap {
         // temporary name, renamed, and never opened for writing again.
         let map = unsafe { memmap2::Mmap::map(&file)? };
         Ok(Self(Arc::new(map)))
+    }
+
+    /// Reads `path` into memory of its own, in huge pages where the system has them: for what is
+    /// read at random, where each small page costs a walk through the page table.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the memory is not there.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let mut memory = memmap2::MmapOptions::new().len(length).map_anon()?;
+        #[cfg(target_os = "linux")]
+        if let Err(error) = memory.advise(memmap2::Advice::HugePage) {
+            tracing::debug!(%error, "no huge pages");
+        }
+        file.read_exact(&mut memory)?;
+        Ok(Self(Arc::new(memory.make_read_only()?)))
     }
 }
 

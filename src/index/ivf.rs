@@ -1,4 +1,9 @@
-//! Inverted lists: vectors grouped by their nearest centroid, the nearest lists read exactly.
+//! Inverted lists: vectors grouped by their nearest centroid, the nearest lists read.
+//!
+//! A stored vector is the centroid of its list plus a residual in bytes, with a step of its own:
+//! the score of a row is `q . centroid + q . residual`, of which the first is computed once a list.
+//! The product-quantised tier (`pq`), if there, is read first and names the rows whose bytes are
+//! worth reading; the half-precision tier, if there, scores the best again.
 //!
 //! Invariant: `ids` (slot to item) is a permutation of the items and `offsets` cuts the slots into
 //! lists, so every item is in exactly one list.
@@ -11,38 +16,54 @@
 
 mod build;
 mod calibrate;
+mod coarse;
 mod file;
+mod pq;
+mod sample;
+mod search;
 
-use super::{Filter, Hit, Index, Scratch, begin, select};
-use crate::kernels;
+pub(super) use search::Scratch;
+
+use std::path::Path;
+
+use super::live::Live;
+use super::{Allowed, Bitmap, Changes, Error, Filter, Hit, Index, Layout, Query, kmeans};
+use crate::kernels::{self, half, int8};
 use crate::sections::Column;
 use crate::types::ItemIdx;
 use calibrate::Calibration;
+use coarse::Coarse;
+use pq::Pq;
 
-/// Rows scored at once: their scores stay in the first-level cache.
-const SCAN_ROWS: usize = 1024;
-/// Results that the last fifth of the lists may bring, as a share of the results that the recall
-/// target gives up. Where the misses fall off with the number of lists read to the power 1 to 2,
-/// they bring .25 to .56 of what remains unfound; above that the query is not an ordinary one.
-const LATE_SHARE: f32 = 0.8;
+/// Longest vector.
+pub const DIM_MAX: usize = 1024;
+/// Most items.
+pub const ROWS_MAX: usize = u32::MAX as usize - super::LIVE_ROWS_MAX;
 
-/// See the module; vectors as `f32`, resident or mapped.
+/// See the module; resident or mapped.
 pub struct IvfIndex {
     dim: usize,
     /// `[lists * dim]`, each of length one.
     centroids: Column<f32>,
     /// `[lists + 1]`: where each list begins, in slots.
-    offsets: Column<u64>,
+    offsets: Column<u32>,
     /// `[n]`: the item of each slot, ascending within a list.
     ids: Column<ItemIdx>,
-    /// `[n * dim]`, in slot order.
-    vectors: Column<f32>,
     /// `[n]`: the slot of each item.
-    slots: Vec<u32>,
+    slots: Column<u32>,
+    /// `[n]`: the step of each residual, as the upper half of an `f32`.
+    steps: Column<u16>,
+    /// `[n * row_bytes(dim)]`: residuals in whole steps.
+    residuals: Column<i8>,
+    pq: Option<Pq>,
+    /// `[n * dim]`: the vectors as halves.
+    halves: Option<Column<u16>>,
+    coarse: Coarse,
     calibration: Calibration,
     /// Row of `calibration` in use.
     target: usize,
     exact_rows_max: usize,
+    live: Live,
 }
 
 impl IvfIndex {
@@ -51,122 +72,53 @@ impl IvfIndex {
         self.offsets.len() - 1
     }
 
-    /// Lists that a search for `k` items reads when every item passes.
-    pub fn probes(&self, k: usize) -> usize {
-        self.calibration.probes(self.target, k as f64, self.lists())
+    /// Most lists that a search for `k` of all items reads.
+    pub fn lists_max(&self, k: usize) -> usize {
+        self.calibration.lists_max(self.target, k as f64, self.lists())
     }
 
-    /// The calibrated recall that searches aim at.
-    pub fn recall_target(&self) -> f32 {
-        super::RECALL_TARGETS[self.target]
+    fn list_rows(&self, list: usize) -> std::ops::Range<usize> {
+        self.offsets[list] as usize..self.offsets[list + 1] as usize
     }
 
-    /// Reads more or fewer lists from now on.
-    ///
-    /// # Errors
-    /// When `target` is none of [`super::RECALL_TARGETS`].
-    pub fn set_recall_target(&mut self, target: f32) -> Result<(), super::Error> {
-        self.target = calibrate::target_row(target)?;
-        Ok(())
+    fn list_of(&self, slot: usize) -> usize {
+        self.offsets.partition_point(|&start| start as usize <= slot) - 1
     }
 
-    fn scan_items(&self, query: &[f32], filter: &Filter, best: &mut select::Best) {
-        let vectors = &*self.vectors;
-        let mut offer = |item: ItemIdx| {
-            let slot = self.slots[item.row()] as usize;
-            best.offer(kernels::dot(query, &vectors[slot * self.dim..][..self.dim]), item);
-        };
-        match filter.allowed {
-            Some(allowed) => allowed.iter().for_each(&mut offer),
-            None => (0..self.len() as u32).map(ItemIdx).for_each(&mut offer),
+    fn centroid(&self, list: usize) -> &[f32] {
+        &self.centroids[list * self.dim..][..self.dim]
+    }
+
+    fn step(&self, slot: usize) -> f32 {
+        f32::from_bits((self.steps[slot] as u32) << 16)
+    }
+
+    /// The slot of an item of the build, alive or not.
+    fn slot(&self, item: ItemIdx) -> Option<usize> {
+        self.slots.get(item.row()).map(|&slot| slot as usize)
+    }
+
+    /// Score by residual of a row in a list whose centroid scores `near`.
+    #[inline]
+    fn residual_score(&self, near: f32, dot: i32, slot: usize, query_step: f32) -> f32 {
+        near + dot as f32 * (self.step(slot) * query_step)
+    }
+
+    /// Score of a living or dead slot by the finest tier.
+    fn slot_score(&self, query: &[f32], prepared: &Query, slot: usize, wide: &mut Vec<f32>) -> f32 {
+        if let Some(halves) = &self.halves {
+            return self.half_score(query, halves, slot, wide);
         }
+        let mut dot = [0];
+        int8::dots_at(&prepared.steps, &self.residuals, &[slot as u32], &mut dot);
+        let near = kernels::dot(query, self.centroid(self.list_of(slot)));
+        self.residual_score(near, dot[0], slot, prepared.step)
     }
 
-    /// Reads the nearest lists until the calibrated number for the pass rate seen is reached and
-    /// `wanted` items have passed, or all are read.
-    ///
-    /// Under a filter that leaves out just what is nearest to the query, the best passing items are
-    /// scattered over more lists than the calibration knows of. It shows in the last fifth of the
-    /// lists still giving new results; then the search goes on.
-    fn scan_lists(&self, query: &[f32], wanted: usize, filter: &Filter, scratch: &mut Scratch) {
-        let lists = self.lists();
-        self.score_centroids(query, scratch);
-        let late_max = (LATE_SHARE * (1.0 - self.recall_target()) * wanted as f32).max(1.0) as u64;
-        let (mut read, mut scanned, mut passed) = (0, 0, 0);
-        let mut goal = self.probes(wanted);
-        loop {
-            nearest_first(&mut scratch.order[read..], goal - read);
-            let mut offered = 0;
-            while read < goal {
-                if read == goal - goal / 5 {
-                    offered = scratch.best.tighten();
-                }
-                let list = select::hit(scratch.order[read]).item.row();
-                let slots = self.offsets[list] as usize..self.offsets[list + 1] as usize;
-                scanned += slots.len();
-                passed += self.scan_list(query, slots, filter, scratch);
-                read += 1;
-            }
-            if filter.allowed.is_none() && passed >= wanted {
-                break;
-            }
-            let depth = wanted as f64 * scanned as f64 / passed.max(1) as f64;
-            let mut next = self.calibration.probes(self.target, depth, lists);
-            let late = scratch.best.tighten() - offered;
-            if passed < wanted || late > late_max {
-                next = next.max(read + read / 4 + 1);
-            }
-            // The pass rate of few lists is a rough guess, so no step more than doubles.
-            next = next.min(2 * read).min(lists);
-            if next <= read {
-                break;
-            }
-            goal = next;
-        }
-    }
-
-    fn score_centroids(&self, query: &[f32], scratch: &mut Scratch) {
-        scratch.scores.resize(self.lists().max(SCAN_ROWS), 0.0);
-        let scores = &mut scratch.scores[..self.lists()];
-        kernels::dots(query, &self.centroids, scores);
-        scratch.order.clear();
-        scratch.order.extend(scores.iter().zip(0..).map(|(&score, list)| select::key(score, list)));
-    }
-
-    /// Offers the passing rows of one list; returns how many there were.
-    fn scan_list(
-        &self,
-        query: &[f32],
-        slots: std::ops::Range<usize>,
-        filter: &Filter,
-        scratch: &mut Scratch,
-    ) -> usize {
-        let (dim, vectors, ids) = (self.dim, &*self.vectors, &self.ids[slots.clone()]);
-        let Some(allowed) = filter.allowed else {
-            let rows = &vectors[slots.start * dim..slots.end * dim];
-            for (ids, rows) in ids.chunks(SCAN_ROWS).zip(rows.chunks(SCAN_ROWS * dim)) {
-                let scores = &mut scratch.scores[..ids.len()];
-                kernels::dots(query, rows, scores);
-                for (&score, &item) in scores.iter().zip(ids) {
-                    scratch.best.offer(score, item);
-                }
-            }
-            return slots.len();
-        };
-        // Whether an item passes cannot be predicted, so the passing slots are gathered without a
-        // branch, and only they are scored.
-        scratch.passing.resize(scratch.passing.len().max(slots.len()), 0);
-        let mut passing = 0;
-        for (&item, slot) in ids.iter().zip(slots.start as u32..) {
-            scratch.passing[passing] = slot;
-            passing += allowed.get(item) as usize;
-        }
-        for &slot in &scratch.passing[..passing] {
-            let slot = slot as usize;
-            let score = kernels::dot(query, &vectors[slot * dim..][..dim]);
-            scratch.best.offer(score, ids[slot - slots.start]);
-        }
-        passing
+    fn half_score(&self, query: &[f32], halves: &[u16], slot: usize, wide: &mut Vec<f32>) -> f32 {
+        wide.resize(self.dim, 0.0);
+        half::widen(&halves[slot * self.dim..][..self.dim], wide);
+        kernels::dot(query, wide)
     }
 }
 
@@ -184,23 +136,117 @@ impl Index for IvfIndex {
         query: &[f32],
         k: usize,
         filter: &Filter,
-        scratch: &mut Scratch,
+        scratch: &mut super::Scratch,
         out: &mut Vec<Hit>,
     ) {
-        let Some(wanted) = begin(self, query, k, filter, scratch, out) else { return };
-        scratch.best.start(wanted);
-        let passing = filter.allowed.map_or(self.len(), super::Bitmap::count_ones);
-        if passing <= self.exact_rows_max.max(wanted) {
-            self.scan_items(query, filter, &mut scratch.best);
-        } else {
-            self.scan_lists(query, wanted, filter, scratch);
-        }
-        scratch.best.finish(k, &scratch.excluded, out);
+        search::search(self, query, k, filter, false, scratch, out);
     }
 
-    fn vector(&self, item: ItemIdx) -> &[f32] {
-        let slot = self.slots[item.row()] as usize;
-        &self.vectors[slot * self.dim..][..self.dim]
+    fn search_exact(
+        &self,
+        query: &[f32],
+        k: usize,
+        filter: &Filter,
+        scratch: &mut super::Scratch,
+        out: &mut Vec<Hit>,
+    ) {
+        search::search(self, query, k, filter, true, scratch, out);
+    }
+
+    fn scores(
+        &self,
+        query: &[f32],
+        items: &[ItemIdx],
+        scratch: &mut super::Scratch,
+        out: &mut Vec<f32>,
+    ) {
+        assert_eq!(query.len(), self.dim, "query of another dimension than the index");
+        scratch.query.set(query);
+        out.clear();
+        out.extend(items.iter().map(|&item| {
+            match self.slot(item).filter(|&slot| self.live.is_alive(slot)) {
+                Some(slot) => self.slot_score(query, &scratch.query, slot, &mut scratch.wide),
+                None => self.live.score(&scratch.query, item).map_or(f32::NAN, |hit| hit.score),
+            }
+        }));
+    }
+
+    fn allow(&self, items: &Bitmap) -> Allowed {
+        assert_eq!(items.len(), self.len(), "a set over another number of items");
+        let places = Bitmap::new(self.live.places());
+        items.iter().for_each(|item| places.set(ItemIdx(self.slots[item.row()]), true));
+        Allowed { places }
+    }
+
+    fn set_allowed(&self, allowed: &Allowed, item: ItemIdx, member: bool) {
+        if let Some(place) = self.live.place(item, self.slot(item)) {
+            allowed.places.set(ItemIdx(place as u32), member);
+        }
+    }
+
+    fn upsert(
+        &self,
+        item: ItemIdx,
+        vector: &[f32],
+        sets: &[(&Allowed, bool)],
+    ) -> Result<(), Error> {
+        self.live.upsert(item, self.slot(item), vector, sets)
+    }
+
+    fn remove(&self, item: ItemIdx) -> bool {
+        self.live.remove(item, self.slot(item))
+    }
+
+    fn changes(&self) -> Changes {
+        self.live.changes()
+    }
+
+    fn recall_target(&self) -> f32 {
+        super::RECALL_TARGETS[self.target]
+    }
+
+    fn set_recall_target(&mut self, target: f32) -> Result<(), Error> {
+        self.target = super::target_row(target)?;
+        Ok(())
+    }
+
+    fn set_live_rows_max(&mut self, rows: usize) {
+        self.live = Live::new(self.len(), self.dim, rows.min(super::LIVE_ROWS_MAX));
+    }
+
+    fn layout(&self) -> Layout {
+        let mut sizes: Vec<usize> =
+            self.offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).collect();
+        sizes.sort_unstable();
+        let size = |at: usize| sizes.get(at).copied().unwrap_or(0);
+        let mut parts = vec![
+            ("residuals", self.residuals.len()),
+            ("steps", size_of_val(&*self.steps)),
+            ("items of slots", size_of_val(&*self.ids)),
+            ("slots of items", size_of_val(&*self.slots)),
+            ("centroids", size_of_val(&*self.centroids) + self.coarse.bytes()),
+            ("offsets", size_of_val(&*self.offsets)),
+            ("living rows", self.live.places().div_ceil(8)),
+        ];
+        if let Some(pq) = &self.pq {
+            parts.push(("product-quantised codes", pq.bytes()));
+        }
+        if let Some(halves) = &self.halves {
+            parts.push(("half-precision vectors", size_of_val(&**halves)));
+        }
+        Layout {
+            items: self.len(),
+            dim: self.dim,
+            lists: self.lists(),
+            list_rows: [size(0), size(sizes.len() / 2), size(sizes.len().saturating_sub(1))],
+            parts,
+            depths: self.calibration.depths.clone(),
+            probes: self.calibration.rows(),
+        }
+    }
+
+    fn save(&self, path: &Path) -> Result<(), Error> {
+        self.write(path)
     }
 }
 
@@ -215,14 +261,6 @@ impl std::fmt::Debug for IvfIndex {
             .field("recall_target", &self.recall_target())
             .finish_non_exhaustive()
     }
-}
-
-/// Brings the best `count` keys to the front, in order.
-fn nearest_first(keys: &mut [u64], count: usize) {
-    if count < keys.len() {
-        keys.select_nth_unstable_by(count, |a, b| b.cmp(a));
-    }
-    keys[..count].sort_unstable_by(|a, b| b.cmp(a));
 }
 
 #[cfg(test)]

@@ -1,85 +1,243 @@
-//! Spherical k-means: centroids of length one, nearness by inner product.
+//! Two-level spherical k-means: centroids of length one in groups, nearness by inner product.
 //!
 //! Lloyd's rounds over a sample (Dhillon and Modha, "Concept decompositions for large sparse text
-//! data using clustering", 2001). The result depends on the seed and the data, never on the number
-//! of threads: rows are assigned one by one and summed in row order.
+//! data using clustering", 2001), first for some sqrt(lists) groups, then within each group, then
+//! for all lists together. A row is compared with the lists of the groups nearest to it only, in
+//! whole steps: a tenth of the work of comparing it with all in floats. The result depends on the
+//! seed and the data, never on the number of threads.
 
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
 
-use crate::kernels;
+use crate::kernels::{self, int8};
 
-/// Rows assigned together, and centroids compared with them together: both blocks stay in cache.
-const BLOCK_ROWS: usize = 64;
-const BLOCK_CENTROIDS: usize = 128;
 /// Rows between two reports of progress.
-const REPORT_ROWS: usize = 16_384;
+const REPORT_ROWS: usize = 1 << 17;
+/// Rows that one task assigns.
+const TASK_ROWS: usize = 1024;
+/// Below so many lists there is one group.
+const FLAT_LISTS_MAX: usize = 256;
+/// Share of the groups whose lists a row is compared with.
+const GROUPS_READ: f64 = 1.0;
+/// Rounds for all lists together, after those within the groups.
+const JOINT_ROUNDS: usize = 6;
 
-/// For every row of `rows` (`[n * dim]`) the nearest of `centroids` (`[lists * dim]`), lowest first
-/// on ties. `done` hears how many rows are new.
-pub(super) fn assign(
-    pool: &rayon::ThreadPool,
-    centroids: &[f32],
-    rows: &[f32],
-    dim: usize,
-    done: &mut dyn FnMut(u64),
-) -> Vec<u32> {
-    let mut nearest = vec![0u32; rows.len() / dim];
-    let chunks = nearest.chunks_mut(REPORT_ROWS).zip(rows.chunks(REPORT_ROWS * dim));
-    for (nearest, rows) in chunks {
-        pool.install(|| {
-            nearest
-                .par_chunks_mut(BLOCK_ROWS)
-                .zip(rows.par_chunks(BLOCK_ROWS * dim))
-                .for_each(|(nearest, rows)| assign_block(centroids, rows, dim, nearest));
-        });
-        done(nearest.len() as u64);
-    }
-    nearest
+/// Centroids in groups.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Centroids {
+    pub(super) dim: usize,
+    /// `[lists * dim]`, each of length one, group after group.
+    pub(super) rows: Vec<f32>,
+    /// `[groups + 1]`: where each group begins, in lists.
+    pub(super) groups: Vec<u32>,
 }
 
-fn assign_block(centroids: &[f32], rows: &[f32], dim: usize, nearest: &mut [u32]) {
-    let mut best = [f32::NEG_INFINITY; BLOCK_ROWS];
-    let mut scores = [0.0f32; BLOCK_CENTROIDS];
-    for (block, some) in centroids.chunks(BLOCK_CENTROIDS * dim).enumerate() {
-        let scores = &mut scores[..some.len() / dim];
-        for (row, vector) in rows.chunks_exact(dim).enumerate() {
-            kernels::dots(vector, some, scores);
-            for (at, &score) in scores.iter().enumerate() {
-                if score > best[row] {
-                    best[row] = score;
-                    nearest[row] = (block * BLOCK_CENTROIDS + at) as u32;
+/// Centroids in whole steps, and the means of the groups.
+struct Compared {
+    bytes: usize,
+    lists: Vec<i8>,
+    groups: Vec<i8>,
+}
+
+impl Centroids {
+    pub(super) fn lists(&self) -> usize {
+        self.rows.len() / self.dim
+    }
+
+    /// `lists` centroids of `rows` (`[n * dim]`, `n >= lists`). `done` hears how many rows have
+    /// been compared; [`work`] says how many it will be.
+    pub(super) fn train(
+        pool: &rayon::ThreadPool,
+        rows: &[f32],
+        dim: usize,
+        lists: usize,
+        iterations: usize,
+        seed: u64,
+        done: &mut dyn FnMut(u64),
+    ) -> Self {
+        if lists <= FLAT_LISTS_MAX {
+            let mut rng = Pcg64Mcg::seed_from_u64(seed);
+            let rows = lloyd(pool, rows, dim, lists, iterations, &mut rng, done);
+            return Self { dim, rows, groups: vec![0, lists as u32] };
+        }
+        let mut rng = Pcg64Mcg::seed_from_u64(seed);
+        let groups = (lists as f64).sqrt().round() as usize;
+        let centres = lloyd(pool, rows, dim, groups, iterations, &mut rng, done);
+        let one = Self { dim, rows: centres, groups: vec![0, groups as u32] };
+        let members = members(&one.assign(pool, rows, done), groups);
+        let shares = shares(&members, lists);
+        let parts: Vec<Vec<f32>> = pool.install(|| {
+            (0..groups)
+                .into_par_iter()
+                .map(|group| {
+                    let own: Vec<f32> = members[group]
+                        .iter()
+                        .flat_map(|&row| &rows[row as usize * dim..][..dim])
+                        .copied()
+                        .collect();
+                    let mut rng = Pcg64Mcg::seed_from_u64(seed ^ (group as u64 + 1) << 32);
+                    lloyd(pool, &own, dim, shares[group], iterations, &mut rng, &mut |_| ())
+                })
+                .collect()
+        });
+        done((rows.len() / dim * iterations) as u64);
+        let mut starts = vec![0];
+        shares.iter().for_each(|&share| starts.push(starts[starts.len() - 1] + share as u32));
+        let mut all = Self { dim, rows: parts.concat(), groups: starts };
+        for _ in 0..JOINT_ROUNDS {
+            let nearest = all.assign(pool, rows, done);
+            let counts = all.means(rows, &nearest);
+            split_largest(&mut all.rows, dim, counts, &mut rng);
+        }
+        all
+    }
+
+    /// The nearest list of every row of `rows` (`[n * dim]`), of those in the nearest groups.
+    /// `done` hears how many rows are new.
+    pub(super) fn assign(
+        &self,
+        pool: &rayon::ThreadPool,
+        rows: &[f32],
+        done: &mut dyn FnMut(u64),
+    ) -> Vec<u32> {
+        let compared = self.compared();
+        let mut nearest = vec![0u32; rows.len() / self.dim];
+        let chunks = nearest.chunks_mut(REPORT_ROWS).zip(rows.chunks(REPORT_ROWS * self.dim));
+        for (nearest, rows) in chunks {
+            pool.install(|| {
+                nearest
+                    .par_chunks_mut(TASK_ROWS)
+                    .zip(rows.par_chunks(TASK_ROWS * self.dim))
+                    .for_each(|(nearest, rows)| self.assign_some(&compared, rows, nearest));
+            });
+            done(nearest.len() as u64);
+        }
+        nearest
+    }
+
+    fn assign_some(&self, compared: &Compared, rows: &[f32], nearest: &mut [u32]) {
+        let groups = self.groups.len() - 1;
+        let read = ((groups as f64 * GROUPS_READ).ceil() as usize).clamp(4.min(groups), groups);
+        let bytes = compared.bytes;
+        let mut steps = vec![0i8; bytes];
+        let mut dots = vec![0i32; self.lists().max(groups)];
+        let mut order: Vec<(i32, u32)> = Vec::with_capacity(groups);
+        for (row, nearest) in rows.chunks_exact(self.dim).zip(nearest) {
+            int8::quantise(row, int8::step_of(row), &mut steps);
+            int8::dots(&steps, &compared.groups, &mut dots[..groups]);
+            order.clear();
+            order.extend(dots[..groups].iter().copied().zip(0..));
+            if read < groups {
+                order.select_nth_unstable_by(read, |a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+            }
+            let mut best = (i32::MIN, 0);
+            for &(_, group) in &order[..read] {
+                let lists =
+                    self.groups[group as usize] as usize..self.groups[group as usize + 1] as usize;
+                let dots = &mut dots[..lists.len()];
+                int8::dots(&steps, &compared.lists[lists.start * bytes..lists.end * bytes], dots);
+                for (&dot, list) in dots.iter().zip(lists.start as u32..) {
+                    if dot > best.0 || (dot == best.0 && list < best.1) {
+                        best = (dot, list);
+                    }
                 }
             }
+            *nearest = best.1;
         }
+    }
+
+    fn compared(&self) -> Compared {
+        let dim = self.dim;
+        let mut means = Vec::with_capacity((self.groups.len() - 1) * dim);
+        for group in self.groups.windows(2) {
+            let mut mean = vec![0.0f32; dim];
+            for row in self.rows[group[0] as usize * dim..group[1] as usize * dim].chunks_exact(dim)
+            {
+                mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+            kernels::normalise(&mut mean);
+            means.extend(mean);
+        }
+        let (lists, _) = in_steps(&self.rows, dim);
+        let (groups, _) = in_steps(&means, dim);
+        Compared { bytes: int8::row_bytes(dim), lists, groups }
+    }
+
+    /// Replaces every centroid that has rows by their normalised sum; returns the rows of each.
+    pub(super) fn means(&mut self, rows: &[f32], nearest: &[u32]) -> Vec<u32> {
+        means(rows, self.dim, nearest, &mut self.rows)
     }
 }
 
-/// `lists` centroids (`[lists * dim]`) of `rows` (`[n * dim]`, `n >= lists`).
-pub(super) fn train(
+/// Rows compared by [`Centroids::train`], as its `done` counts them.
+pub(super) fn work(sample_rows: usize, lists: usize, iterations: usize) -> u64 {
+    let rounds =
+        if lists <= FLAT_LISTS_MAX { iterations } else { 2 * iterations + 1 + JOINT_ROUNDS };
+    (sample_rows * rounds) as u64
+}
+
+/// Rows of length about one in whole steps of one size, padded, and that size.
+pub(super) fn in_steps(rows: &[f32], dim: usize) -> (Vec<i8>, f32) {
+    let (step, bytes) = (int8::step_of(rows), int8::row_bytes(dim));
+    let mut out = vec![0i8; rows.len() / dim * bytes];
+    for (row, out) in rows.chunks_exact(dim).zip(out.chunks_exact_mut(bytes)) {
+        int8::quantise(row, step, out);
+    }
+    (out, step)
+}
+
+/// Plain rounds for `lists` centroids (`[lists * dim]`) of `rows` (`[n * dim]`, `n >= lists`).
+fn lloyd(
     pool: &rayon::ThreadPool,
     rows: &[f32],
     dim: usize,
     lists: usize,
     iterations: usize,
-    seed: u64,
+    rng: &mut Pcg64Mcg,
     done: &mut dyn FnMut(u64),
 ) -> Vec<f32> {
-    let mut rng = Pcg64Mcg::seed_from_u64(seed);
-    let first = rand::seq::index::sample(&mut rng, rows.len() / dim, lists);
-    let mut centroids: Vec<f32> =
-        first.iter().flat_map(|row| rows[row * dim..][..dim].iter().copied()).collect();
-    for _ in 0..iterations {
-        let nearest = assign(pool, &centroids, rows, dim, done);
-        let counts = means(rows, dim, &nearest, &mut centroids);
-        split_largest(&mut centroids, dim, counts, &mut rng);
+    if lists == 0 {
+        return Vec::new();
     }
-    centroids
+    let first = rand::seq::index::sample(rng, rows.len() / dim, lists);
+    let mut flat = Centroids {
+        dim,
+        rows: first.iter().flat_map(|row| rows[row * dim..][..dim].iter().copied()).collect(),
+        groups: vec![0, lists as u32],
+    };
+    for _ in 0..iterations {
+        let nearest = flat.assign(pool, rows, done);
+        let counts = flat.means(rows, &nearest);
+        split_largest(&mut flat.rows, dim, counts, rng);
+    }
+    flat.rows
 }
 
-/// Replaces every centroid that has rows by their normalised sum; returns the number of rows of each.
-pub(super) fn means(rows: &[f32], dim: usize, nearest: &[u32], centroids: &mut [f32]) -> Vec<u32> {
+/// The rows of each group.
+fn members(nearest: &[u32], groups: usize) -> Vec<Vec<u32>> {
+    let mut members = vec![Vec::new(); groups];
+    nearest.iter().zip(0..).for_each(|(&group, row)| members[group as usize].push(row));
+    members
+}
+
+/// Lists of each group, in proportion to its rows, `lists` in all and no more than its rows.
+fn shares(members: &[Vec<u32>], lists: usize) -> Vec<usize> {
+    let rows: usize = members.iter().map(Vec::len).sum();
+    let (mut seen, mut given) = (0, 0);
+    members
+        .iter()
+        .map(|own| {
+            seen += own.len();
+            // Rounding the running sum gives `lists` in all; there are at least as many rows.
+            let share = seen * lists / rows - given;
+            given += share;
+            share
+        })
+        .collect()
+}
+
+fn means(rows: &[f32], dim: usize, nearest: &[u32], centroids: &mut [f32]) -> Vec<u32> {
     let mut counts = vec![0u32; centroids.len() / dim];
     let mut sums = vec![0.0f32; centroids.len()];
     for (row, &list) in rows.chunks_exact(dim).zip(nearest) {
@@ -95,7 +253,6 @@ pub(super) fn means(rows: &[f32], dim: usize, nearest: &[u32], centroids: &mut [
     }
     counts
 }
-
 /// Gives every empty list a slightly turned copy of the centroid of the fullest one, so that the
 /// next round divides its rows.
 fn split_largest(centroids: &mut [f32], dim: usize, mut counts: Vec<u32>, rng: &mut Pcg64Mcg) {
@@ -134,14 +291,30 @@ mod tests {
     #[test]
     fn assignment_is_the_nearest_centroid_for_any_number_of_threads() {
         let (rows, dim) = (rows(1000, 12), 12);
-        let centroids = train(&pool(1), &rows, dim, 150, 4, 7, &mut |_| ());
-        assert_eq!(centroids, train(&pool(3), &rows, dim, 150, 4, 7, &mut |_| ()));
-        let mut reported = 0;
-        let nearest = assign(&pool(3), &centroids, &rows, dim, &mut |new| reported += new);
-        assert_eq!(reported, 1000);
-        for (row, &list) in rows.chunks_exact(dim).zip(&nearest) {
-            let score = |list: usize| kernels::dot(row, &centroids[list * dim..][..dim]);
-            assert!((0..150).all(|other| score(other) <= score(list as usize)));
+        for lists in [150, 300] {
+            let train =
+                |threads| Centroids::train(&pool(threads), &rows, dim, lists, 4, 7, &mut |_| ());
+            let centroids = train(1);
+            assert_eq!(centroids.lists(), lists);
+            assert_eq!(centroids.rows, train(3).rows);
+            let mut reported = 0;
+            let nearest = centroids.assign(&pool(3), &rows, &mut |new| reported += new);
+            assert_eq!(reported, 1000);
+            for (row, &list) in rows.chunks_exact(dim).zip(&nearest) {
+                let score = |list: usize| kernels::dot(row, &centroids.rows[list * dim..][..dim]);
+                // Compared in whole steps, so but for their rounding.
+                assert!((0..lists).all(|other| score(other) <= score(list as usize) + 0.02));
+            }
+        }
+    }
+
+    #[test]
+    fn progress_is_what_work_promises() {
+        let rows = rows(1000, 12);
+        for lists in [100, 300] {
+            let mut compared = 0;
+            Centroids::train(&pool(2), &rows, 12, lists, 3, 7, &mut |new| compared += new);
+            assert_eq!(compared, work(1000, lists, 3));
         }
     }
 
@@ -157,13 +330,13 @@ mod tests {
             kernels::normalise(&mut row);
             many.extend(row);
         }
-        let mut centroids: Vec<f32> = many[..dim].repeat(8);
-        let nearest = assign(&pool(1), &centroids, &many, dim, &mut |_| ());
-        let counts = means(&many, dim, &nearest, &mut centroids);
+        let mut centroids = Centroids { dim, rows: many[..dim].repeat(8), groups: vec![0, 8] };
+        let nearest = centroids.assign(&pool(1), &many, &mut |_| ());
+        let counts = centroids.means(&many, &nearest);
         assert_eq!(counts.iter().filter(|&&count| count > 0).count(), 1);
         let mut rng = Pcg64Mcg::seed_from_u64(1);
-        split_largest(&mut centroids, dim, counts, &mut rng);
-        let nearest = assign(&pool(1), &centroids, &many, dim, &mut |_| ());
+        split_largest(&mut centroids.rows, dim, counts, &mut rng);
+        let nearest = centroids.assign(&pool(1), &many, &mut |_| ());
         let used: std::collections::BTreeSet<u32> = nearest.into_iter().collect();
         assert!(used.len() >= 4, "only {used:?} of 8 lists are used");
     }

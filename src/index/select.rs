@@ -45,6 +45,30 @@ impl Best {
         }
     }
 
+    /// Takes scored items; `scores` and `items` are of the same length.
+    #[inline]
+    pub(crate) fn offer_all(&mut self, scores: &[f32], items: &[ItemIdx]) {
+        const TOGETHER: usize = 16;
+        for (scores, items) in scores.chunks(TOGETHER).zip(items.chunks(TOGETHER)) {
+            // Most sixteens hold nothing good enough, which one comparison of all settles.
+            let below = scores.iter().filter(|&&score| score < self.threshold).count();
+            if below < scores.len() {
+                scores.iter().zip(items).for_each(|(&score, &item)| self.offer(score, item));
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.keys.capacity()
+    }
+
+    /// Scores below this are not taken.
+    #[inline]
+    pub(crate) fn threshold(&self) -> f32 {
+        self.threshold
+    }
+
     /// Raises the threshold to the score of the `k`-th best so far; returns how many items were
     /// taken into the buffer up to now.
     pub(crate) fn tighten(&mut self) -> u64 {
@@ -105,9 +129,9 @@ mod tests {
             let mut best = Best::default();
             best.start(k + excluded.len());
             let mut expected: Vec<Hit> = Vec::new();
-            for (item, &score) in scores.iter().enumerate() {
-                let item = ItemIdx(item as u32);
-                best.offer(score, item);
+            for (at, &score) in scores.iter().enumerate() {
+                let item = ItemIdx(at as u32);
+                if at % 2 == 0 { best.offer(score, item) } else { best.offer_all(&[score], &[item]) }
                 if !excluded.contains(&item) {
                     expected.push(Hit { item, score });
                 }

@@ -9,10 +9,14 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+pub mod choose;
 pub mod dense;
 pub mod forest;
+pub mod half;
+pub mod int8;
 #[cfg(feature = "etl")]
 pub mod matmul;
+pub mod pq;
 mod scalar;
 
 use std::sync::LazyLock;
@@ -37,6 +41,20 @@ pub fn level() -> Level {
         Level::Scalar
     });
     *LEVEL
+}
+
+/// Whether the byte products of AVX-512 VNNI are there besides AVX2: decided once.
+#[inline]
+pub fn vnni() -> bool {
+    static VNNI: LazyLock<bool> = LazyLock::new(|| {
+        #[cfg(target_arch = "x86_64")]
+        if level() == Level::Avx2Fma {
+            return std::is_x86_feature_detected!("avx512vnni")
+                && std::is_x86_feature_detected!("avx512vl");
+        }
+        false
+    });
+    *VNNI
 }
 
 /// Inner product of two vectors of the same length.

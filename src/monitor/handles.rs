@@ -21,6 +21,8 @@ pub const LOGGED: &str = "shortlist_log_rows_written_total";
 pub const LOST: &str = "shortlist_log_rows_lost_total";
 pub const LOG_QUEUE: &str = "shortlist_log_queue_rows";
 pub const REFUSED: &str = "shortlist_executor_refused_total";
+pub const INDEX_RECALL: &str = "shortlist_index_recall";
+pub const INDEX_RECALL_CHECKED: &str = "shortlist_index_recall_checked_total";
 pub const READY: &str = "shortlist_ready";
 pub const BUNDLE: &str = "shortlist_bundle_info";
 
@@ -43,6 +45,8 @@ pub struct Handles {
     lost: Vec<Vec<Counter>>,
     log_queue: Vec<Gauge>,
     refused: Vec<Counter>,
+    pub index_recall: Gauge,
+    pub index_recall_checked: Counter,
     pub ready: Gauge,
 }
 
@@ -77,6 +81,8 @@ impl Handles {
             }),
             log_queue: each(Log::ALL, |log| gauge!(LOG_QUEUE, "log" => log.name())),
             refused: each(Refusal::ALL, |r| counter!(REFUSED, "reason" => r.name())),
+            index_recall: unknown(gauge!(INDEX_RECALL)),
+            index_recall_checked: counter!(INDEX_RECALL_CHECKED),
             ready: gauge!(READY),
         }
     }
@@ -126,6 +132,12 @@ fn each<L, T>(values: &[L], make: impl Fn(&L) -> T) -> Vec<T> {
     values.iter().map(make).collect()
 }
 
+/// A gauge whose value is not known yet: a zero would be a value.
+fn unknown(gauge: Gauge) -> Gauge {
+    gauge.set(f64::NAN);
+    gauge
+}
+
 fn describe() {
     describe_counter!(REQUESTS, "HTTP requests answered, by route and status.");
     describe_histogram!(
@@ -150,6 +162,11 @@ fn describe() {
     describe_counter!(LOST, "Rows of a log that were lost, by log and reason.");
     describe_gauge!(LOG_QUEUE, "Rows accepted and not yet written, by log.");
     describe_counter!(REFUSED, "Jobs that an executor refused, by reason.");
+    describe_gauge!(
+        INDEX_RECALL,
+        "Share of the true candidates found, mean of the last searches checked; NaN before any."
+    );
+    describe_counter!(INDEX_RECALL_CHECKED, "Searches checked against exact search.");
     describe_gauge!(READY, "1 while this process takes traffic.");
     describe_gauge!(BUNDLE, "1 for the bundle that is being served, by version.");
 }

@@ -137,6 +137,14 @@ pub fn candidates(count: usize) {
     }
 }
 
+/// One search checked against exact search; `mean` is over the last ones that were.
+pub fn index_recall(mean: f64) {
+    if let Some(handles) = HANDLES.get() {
+        handles.index_recall.set(mean);
+        handles.index_recall_checked.increment(1);
+    }
+}
+
 /// How many items an answer carries.
 pub fn items_returned(count: usize) {
     if let Some(handles) = HANDLES.get() {

@@ -19,7 +19,7 @@ use super::{
 use crate::bundle::{self, Bundle, EncodeScratch, Registry, TowerUser, files};
 use crate::features::{HISTORY_MAX, Schema};
 use crate::forest::Forest;
-use crate::index::{self, Index, IvfIndex};
+use crate::index::{self, Index};
 use crate::towers::{self, Towers};
 use crate::types::DAY_MS;
 
@@ -245,7 +245,7 @@ impl<'a> Day<'a> {
             return Ok(());
         }
         let (dir, version) = self.pool.install(|| run.assemble(&report, current))?;
-        Bundle::open(&dir, true, self.shared.index.recall_target)
+        Bundle::open(&dir, true, self.shared.index)
             .context("the assembled bundle does not open")?;
         let reason = match &decision.overridden {
             Some(why) => format!("the gate refused; overridden: {why}"),
@@ -434,11 +434,10 @@ impl Run<'_> {
             let vectors = self.vectors(moment)?;
             let queries = self.queries(moment, &towers)?;
             let bar = progress::bar("build index", 0);
-            let index =
-                IvfIndex::build(&vectors, dim, &queries, self.day.shared.index, &|at, of| {
-                    bar.set_length(of);
-                    bar.set_position(at);
-                })?;
+            let index = index::build(&vectors, dim, &queries, self.day.shared.index, &|at, of| {
+                bar.set_length(of);
+                bar.set_position(at);
+            })?;
             bar.finish_and_clear();
             index.save(&dir.join(format!("{}.bin", moment.name())))?;
         }
@@ -467,11 +466,9 @@ impl Run<'_> {
         Ok(vectors)
     }
 
-    fn open_index(&self, moment: Moment) -> Result<IvfIndex> {
+    fn open_index(&self, moment: Moment) -> Result<Box<dyn Index>> {
         let path = self.day.work.dir("index").join(format!("{}.bin", moment.name()));
-        let mut index = IvfIndex::open(&path)?;
-        index.set_recall_target(self.day.shared.index.recall_target)?;
-        Ok(index)
+        Ok(index::open(&path, self.day.shared.index)?)
     }
 
     fn models<'b>(&'b self, towers: &'b Towers, index: &'b dyn Index) -> Models<'b> {
@@ -488,7 +485,7 @@ impl Run<'_> {
         let (towers, index) = (self.open_towers()?, self.open_index(Moment::Ranker)?);
         let summary = train_ranker::run(
             &self.source(),
-            &self.models(&towers, &index),
+            &self.models(&towers, &*index),
             self.split,
             &self.day.config.ranker,
             self.day.pool.current_num_threads(),
@@ -502,7 +499,7 @@ impl Run<'_> {
         let path = self.day.work.dir("ranker").join(files::RANKER);
         let ranker = Forest::parse(&std::fs::read_to_string(&path)?)?;
         let vectors = self.vectors(Moment::Test)?;
-        let models = self.models(&towers, &index);
+        let models = self.models(&towers, &*index);
         let subject = Subject { models, vectors: &vectors, ranker: &ranker };
         let report = evaluate::run(
             &self.source(),
@@ -531,9 +528,8 @@ impl Run<'_> {
 
     /// The serving bundle's ranker, when it reads the same columns.
     fn previous(&self, registry: &Registry, version: &str) -> Option<Forest> {
-        let recall_target = self.day.shared.index.recall_target;
         let dir = registry.bundle_dir(version).ok()?;
-        match Bundle::open(&dir, false, recall_target) {
+        match Bundle::open(&dir, false, self.day.shared.index) {
             Ok(bundle)
                 if bundle.schema.fingerprint() == self.day.schema.fingerprint()
                     && bundle.dictionaries == self.layout.dictionaries =>

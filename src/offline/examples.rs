@@ -19,7 +19,6 @@ use super::load::Loaded;
 use crate::bundle::{EncodeScratch, TowerInputs, TowerUser};
 use crate::features::{Candidate, History, Plan, RequestInput, Schema};
 use crate::index::{self, Filter, Index};
-use crate::kernels;
 use crate::towers::Towers;
 use crate::types::{DAY_MS, ItemIdx, day_start_ms};
 
@@ -266,6 +265,7 @@ struct Finder {
     search: index::Scratch,
     vector: Vec<f32>,
     hits: Vec<index::Hit>,
+    scores: Vec<f32>,
 }
 
 impl Finder {
@@ -275,6 +275,7 @@ impl Finder {
             search: index::Scratch::default(),
             vector: vec![0.0; models.towers.dim()],
             hits: Vec::new(),
+            scores: Vec::new(),
         }
     }
 
@@ -315,23 +316,23 @@ impl Finder {
     }
 
     fn shown(
-        &self,
+        &mut self,
         loaded: &Loaded,
         models: &Models,
         user: u32,
         events: &[Event],
     ) -> (Vec<Candidate>, Vec<f32>, u32) {
-        let candidate = |e: &Event| {
-            let item = ItemIdx(e.item);
-            Candidate {
-                item,
-                similarity: kernels::dot(&self.vector, models.index.vector(item)),
-                retrieval_rank: f32::NAN,
-                retrieval_score: f32::NAN,
-            }
+        let items: Vec<ItemIdx> = events.iter().map(|e| ItemIdx(e.item)).collect();
+        models.index.scores(&self.vector, &items, &mut self.search, &mut self.scores);
+        let candidate = |(&item, &similarity): (&ItemIdx, &f32)| Candidate {
+            item,
+            similarity,
+            retrieval_rank: f32::NAN,
+            retrieval_score: f32::NAN,
         };
         let label = |e: &Event| if succeeded(loaded, user, e) { 1.0 } else { 0.0 };
-        (events.iter().map(candidate).collect(), events.iter().map(label).collect(), 0)
+        let candidates = items.iter().zip(&self.scores).map(candidate).collect();
+        (candidates, events.iter().map(label).collect(), 0)
     }
 
     fn retrieved(&mut self, models: &Models, events: &[Event]) -> (Vec<Candidate>, Vec<f32>, u32) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::answer::{Answer, Timings};
+use super::audit::Audit;
 use super::context::{Context, Drops, Inputs, Scratch};
 use super::deadline::Deadline;
 use super::observe::{self, Counts};
@@ -70,6 +71,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     users: Users,
     executor: Executor<Scratch>,
+    audit: Arc<Audit>,
     regions: RegionConfig,
     clock: Clock,
     context_names: Vec<String>,
@@ -83,6 +85,12 @@ struct Shared {
     rules: RulesConfig,
 }
 
+impl AsRef<Bundle> for Shared {
+    fn as_ref(&self) -> &Bundle {
+        &self.bundle
+    }
+}
+
 /// Why an engine could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -90,6 +98,8 @@ pub enum StartError {
     Executor(#[from] executor::Error),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("no thread for the recall audit: {0}")]
+    Audit(#[from] std::io::Error),
     #[error(transparent)]
     Bundle(#[from] bundle::Error),
 }
@@ -107,7 +117,8 @@ impl Engine {
         let of_threads = shared.clone();
         let scratch = move |_| Scratch::new(&of_threads.bundle, of_threads.config.candidates);
         let executor = Executor::start("pipeline", &executor, scratch)?;
-        Ok(Self { shared, users, executor, regions, clock, context_names, user_region })
+        let audit = Arc::new(Audit::start(shared.clone(), shared.config.recall_audit_share)?);
+        Ok(Self { shared, users, executor, audit, regions, clock, context_names, user_region })
     }
 
     /// Answers one request.
@@ -131,7 +142,8 @@ impl Engine {
         let mut timings = Timings::default();
         timings.stages[0] = entry.elapsed();
         let missed = cached.is_none();
-        let (shared, user_id) = (self.shared.clone(), request.user_id.clone());
+        let (shared, audit) = (self.shared.clone(), self.audit.clone());
+        let user_id = request.user_id.clone();
         let job = move |scratch: &mut Scratch| {
             let mut cx = Context {
                 bundle: &shared.bundle,
@@ -151,6 +163,7 @@ impl Engine {
             }
             let mut answer = super::run(&mut cx, &mut timings);
             answer.timings = timings;
+            audit.offer(&cx);
             let vector = missed.then(|| Arc::from(cx.scratch.vector.as_slice()));
             (answer, vector, Counts::of(&cx))
         };

@@ -13,6 +13,7 @@
 //! safety filter of s5 has no fallback. This module knows no HTTP.
 
 mod answer;
+mod audit;
 mod context;
 mod deadline;
 mod engine;
@@ -44,6 +45,9 @@ pub struct Config {
     pub candidates: usize,
     /// How long a request may take in all, milliseconds.
     pub deadline_ms: u64,
+    /// Share of the requests whose candidates are checked against exact search, off the hot path;
+    /// 0 checks none.
+    pub recall_audit_share: f64,
     /// What s4 needs, microseconds: with less left it is skipped and retrieval's order stands.
     pub ranking_min_us: u64,
     /// Names the configuration in answers and logs.
@@ -84,6 +88,10 @@ impl Config {
         }
         if self.deadline_ms == 0 {
             return Err(ConfigError::Zero { key: "pipeline.deadline_ms" });
+        }
+        if !(0.0..=1.0).contains(&self.recall_audit_share) {
+            let (key, value) = ("pipeline.recall_audit_share", self.recall_audit_share);
+            return Err(ConfigError::Range { key, value, rule: "a share from 0 to 1" });
         }
         self.clock_starts_at_ms().map(|_| ())
     }

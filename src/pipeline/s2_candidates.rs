@@ -10,7 +10,7 @@ use crate::index::Filter;
 
 /// Fills the candidates, best first.
 pub fn run(cx: &mut Context) {
-    let allowed = cx.bundle.items.eligible(cx.inputs.region);
+    let allowed = cx.bundle.allowed(cx.inputs.region);
     let filter = Filter { allowed: Some(allowed), excluded: &cx.inputs.shown };
     let scratch = &mut *cx.scratch;
     cx.bundle.index.search(

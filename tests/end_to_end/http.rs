@@ -266,6 +266,20 @@ fn probes_and_metrics_tell_what_happens() {
 }
 
 #[test]
+fn recall_is_measured_on_the_requests_that_come() {
+    let server = Server::start(world(), &[("pipeline.recall_audit_share", "1.0")]);
+    assert!(server.metric("shortlist_index_recall").is_nan(), "a recall before any request");
+    for user in world().users.iter().take(5) {
+        server.recommend(json!({"user_id": user}));
+    }
+    eventually("a request is checked", || {
+        server.metric("shortlist_index_recall_checked_total") >= 1.0
+    });
+    let recall = server.metric("shortlist_index_recall");
+    assert!((0.8..=1.0).contains(&recall), "recall {recall}");
+}
+
+#[test]
 fn sigterm_ends_well_and_the_logs_are_on_disk() {
     let mut server = Server::start(world(), &[("events.replica", "\"sigterm-test\"")]);
     let item = world().items.keys().min().unwrap();

@@ -69,7 +69,7 @@ fn truncated(loaded: &Loaded, day_ms: i64) -> Dataset {
 fn rows_do_not_change_when_the_future_is_taken_away_and_a_planted_leak_is_named() {
     let world = world();
     let config = world.config();
-    let bundle = Bundle::open(&world.bundle_dir(), false, config.index.recall_target).unwrap();
+    let bundle = Bundle::open(&world.bundle_dir(), false, &config.index).unwrap();
     let schema = &bundle.schema;
     let day_ms = bundle.manifest.as_of_ms - 2 * DAY_MS;
     let full = Loaded::open(&world.work().join("collect"), &config.offline.signals).unwrap();

@@ -38,7 +38,7 @@ fn served_rows_equal_training_rows_bit_for_bit() {
     let world = world();
     let config = world.config();
     let dir = world.bundle_dir();
-    let bundle = Bundle::open(&dir, true, config.index.recall_target).unwrap();
+    let bundle = Bundle::open(&dir, true, &config.index).unwrap();
     let as_of_ms = bundle.manifest.as_of_ms;
     let time_ms = as_of_ms + 9 * 3_600_000 + 123;
     let offline = offline(world, as_of_ms, &bundle);

@@ -1,4 +1,8 @@
+#[path = "tests/fuzz.rs"]
+mod fuzz;
+
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -6,19 +10,26 @@ use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use super::*;
-use crate::index::{Bitmap, Config, Error, exact_search};
+use crate::index::audit::exact_search;
+use crate::index::{Codes, Config, HnswConfig, Kind, Rerank, Scratch};
 use crate::sections::Sections;
 
 fn config() -> Config {
     Config {
+        kind: Kind::Ivf,
         recall_target: 0.95,
         lists: 0,
+        codes: Codes::Compact,
+        pq_rows_min: 0,
+        rerank: Rerank::None,
         sample_rows_per_list: 32,
         iterations: 4,
         calibration_queries_max: 64,
         exact_rows_max: 0,
+        live_rows_max: 300,
         threads: 2,
         seed: 42,
+        hnsw: HnswConfig { edges: 16, build_candidates: 100, memory_max_gib: 1.0 },
     }
 }
 
@@ -44,91 +55,164 @@ fn build(rows: &[f32], dim: usize) -> IvfIndex {
     IvfIndex::build(rows, dim, &[], &config(), &|_, _| ()).unwrap()
 }
 
+/// An index that has seen changes, and what should be in it.
 #[derive(Debug)]
 struct Case {
     index: IvfIndex,
     query: Vec<f32>,
-    allowed: Option<Bitmap>,
+    filter: Option<Allowed>,
+    allowed: HashSet<ItemIdx>,
     excluded: Vec<ItemIdx>,
+    present: HashSet<ItemIdx>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Upsert { item: u32, allowed: bool },
+    Remove(u32),
+    Allow { item: u32, member: bool },
+    RemoveAll,
 }
 
 impl Case {
     fn filter(&self) -> Filter<'_> {
-        Filter { allowed: self.allowed.as_ref(), excluded: &self.excluded }
+        Filter { allowed: self.filter.as_ref(), excluded: &self.excluded }
     }
 
     fn passes(&self, item: ItemIdx) -> bool {
-        self.allowed.as_ref().is_none_or(|allowed| allowed.get(item))
+        self.present.contains(&item)
+            && (self.filter.is_none() || self.allowed.contains(&item))
             && !self.excluded.contains(&item)
     }
+
+    fn change(&mut self, change: Change, seed: u64) {
+        match change {
+            Change::Upsert { item, allowed } => {
+                let item = ItemIdx(item);
+                let vector = vectors(1, self.query.len(), 3, false, seed);
+                let sets: Vec<_> = self.filter.iter().map(|set| (set, allowed)).collect();
+                self.index.upsert(item, &vector, &sets).unwrap();
+                self.present.insert(item);
+                if allowed {
+                    self.allowed.insert(item)
+                } else {
+                    self.allowed.remove(&item)
+                };
+            }
+            Change::Remove(item) => {
+                let was = self.present.remove(&ItemIdx(item));
+                assert_eq!(self.index.remove(ItemIdx(item)), was);
+            }
+            Change::Allow { item, member } => {
+                let item = ItemIdx(item);
+                if let Some(set) = self.filter.as_ref().filter(|_| self.present.contains(&item)) {
+                    self.index.set_allowed(set, item, member);
+                    if member {
+                        self.allowed.insert(item)
+                    } else {
+                        self.allowed.remove(&item)
+                    };
+                }
+            }
+            Change::RemoveAll => {
+                self.present.drain().for_each(|item| assert!(self.index.remove(item)));
+            }
+        }
+    }
+}
+
+fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let item = || 0u32..500;
+    let one = prop_oneof![
+        4 => (item(), any::<bool>()).prop_map(|(item, allowed)| Change::Upsert { item, allowed }),
+        4 => item().prop_map(Change::Remove),
+        2 => (item(), any::<bool>()).prop_map(|(item, member)| Change::Allow { item, member }),
+    ];
+    let many = proptest::collection::vec(one, 0..40);
+    (many.clone(), prop_oneof![9 => Just(None), 1 => many.prop_map(Some)]).prop_map(|(mut a, b)| {
+        if let Some(after) = b {
+            a.push(Change::RemoveAll);
+            a.extend(after);
+        }
+        a
+    })
 }
 
 fn cases() -> impl Strategy<Value = Case> {
     let pass_rate = prop_oneof![Just(None), (0.0f64..1.0).prop_map(Some), Just(Some(0.01))];
-    (0usize..400, 1usize..20, any::<bool>(), any::<u64>(), pass_rate, 0usize..30, 0usize..60)
-        .prop_map(|(n, dim, copies, seed, pass_rate, excluded, exact_rows_max)| {
-            let mut rng = Pcg64Mcg::seed_from_u64(seed);
-            let rows = vectors(n, dim, 7, copies, seed);
-            let config = Config { exact_rows_max, ..config() };
-            let allowed = pass_rate.map(|rate| {
-                let mut allowed = Bitmap::new(n);
-                (0..n as u32).for_each(|item| allowed.set(ItemIdx(item), rng.random_bool(rate)));
-                allowed
-            });
-            // Some of the excluded items do not exist: the bundle they were shown from is gone.
-            let excluded = (0..excluded).map(|_| ItemIdx(rng.random_range(0..500))).collect();
-            Case {
-                index: IvfIndex::build(&rows, dim, &[], &config, &|_, _| ()).unwrap(),
-                query: vectors(1, dim, 1, false, seed + 1),
-                allowed,
-                excluded,
-            }
-        })
+    let kind = (any::<bool>(), any::<bool>(), any::<bool>());
+    ((0usize..400, 1usize..40, kind, any::<u64>(), pass_rate, 0usize..30, 0usize..60), changes())
+        .prop_map(
+            |((n, dim, (copies, pq, half), seed, rate, excluded, exact_rows_max), changes)| {
+                let mut rng = Pcg64Mcg::seed_from_u64(seed);
+                let rows = vectors(n, dim, 7, copies, seed);
+                let codes = if pq { Codes::Pq } else { Codes::Compact };
+                let rerank = if half { Rerank::F16 } else { Rerank::None };
+                let config =
+                    Config { exact_rows_max, codes, rerank, live_rows_max: 600, ..config() };
+                let index = IvfIndex::build(&rows, dim, &[], &config, &|_, _| ()).unwrap();
+                let set = Bitmap::new(n);
+                let rate_or_none = rate.unwrap_or(0.0);
+                (0..n as u32)
+                    .for_each(|item| set.set(ItemIdx(item), rng.random_bool(rate_or_none)));
+                let mut case = Case {
+                    query: vectors(1, dim, 1, false, seed + 1),
+                    filter: rate.map(|_| index.allow(&set)),
+                    allowed: set.iter().collect(),
+                    // Some of the excluded items do not exist: the bundle they are from is gone.
+                    excluded: (0..excluded).map(|_| ItemIdx(rng.random_range(0..600))).collect(),
+                    present: (0..n as u32).map(ItemIdx).collect(),
+                    index,
+                };
+                for (change, at) in changes.into_iter().zip(0..) {
+                    case.change(change, seed ^ at);
+                }
+                case
+            },
+        )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(192))]
     #[test]
     fn finds_k_passing_items_in_order_and_all_when_all_are_asked(case in cases(), k in 0usize..450) {
-        let (n, filter) = (case.index.len(), case.filter());
-        let (mut scratch, mut found, mut exact) = (Scratch::default(), Vec::new(), Vec::new());
-        exact_search(&case.index, &case.query, k, &filter, &mut scratch, &mut exact);
-        case.index.search(&case.query, k, &filter, &mut scratch, &mut found);
+        let (mut scratch, mut found, mut scores) = (Scratch::default(), Vec::new(), Vec::new());
+        case.index.search(&case.query, k, &case.filter(), &mut scratch, &mut found);
 
-        let mut naive: Vec<Hit> = (0..n as u32)
-            .map(ItemIdx)
-            .filter(|&item| case.passes(item))
-            .map(|item| Hit { item, score: kernels::dot(&case.query, case.index.vector(item)) })
-            .collect();
+        let every: Vec<ItemIdx> = (0..600).map(ItemIdx).collect();
+        case.index.scores(&case.query, &every, &mut scratch, &mut scores);
+        for (item, score) in every.iter().zip(&scores) {
+            prop_assert_eq!(score.is_nan(), !case.present.contains(item), "{:?}", item);
+        }
+        let hits = every.iter().zip(&scores).map(|(&item, &score)| Hit { item, score });
+        let mut naive: Vec<Hit> = hits.filter(|hit| case.passes(hit.item)).collect();
         naive.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.item.cmp(&b.item)));
-        let passing = naive.len();
-        naive.truncate(k);
-        prop_assert_eq!(&exact, &naive);
 
-        prop_assert_eq!(found.len(), k.min(passing));
+        prop_assert_eq!(found.len(), k.min(naive.len()));
         for pair in found.windows(2) {
             let better = pair[0].score > pair[1].score;
             prop_assert!(better || (pair[0].score == pair[1].score && pair[0].item < pair[1].item));
         }
         for hit in &found {
             prop_assert!(case.passes(hit.item), "{:?} does not pass the filter", hit);
-            prop_assert_eq!(hit.score, kernels::dot(&case.query, case.index.vector(hit.item)));
+            prop_assert_eq!(hit.score, scores[hit.item.row()]);
         }
-        if k >= passing {
-            prop_assert_eq!(&found, &exact);
+        if k >= naive.len() {
+            prop_assert_eq!(&found, &naive);
         }
     }
 }
 
-/// Mean share of the true top `k` found, over `queries`.
-fn recall(index: &IvfIndex, queries: &[f32], k: usize, allowed: Option<&Bitmap>) -> f64 {
-    let filter = Filter { allowed, excluded: &[] };
-    let (mut scratch, mut found, mut exact) = (Scratch::default(), Vec::new(), Vec::new());
+/// Mean share of the true top `k` of `rows` found, over `queries`.
+fn recall(index: &IvfIndex, rows: &[f32], queries: &[f32], k: usize, set: Option<&Bitmap>) -> f64 {
+    let allowed = set.map(|set| index.allow(set));
+    let filter = Filter { allowed: allowed.as_ref(), excluded: &[] };
+    let (mut scratch, mut found) = (Scratch::default(), Vec::new());
     let (mut hits, mut of) = (0, 0);
     for query in queries.chunks_exact(index.dim()) {
-        exact_search(index, query, k, &filter, &mut scratch, &mut exact);
+        let exact = exact_search(rows, query, k, |item| set.is_none_or(|set| set.get(item)));
         index.search(query, k, &filter, &mut scratch, &mut found);
-        let found: std::collections::HashSet<ItemIdx> = found.iter().map(|hit| hit.item).collect();
+        let found: HashSet<ItemIdx> = found.iter().map(|hit| hit.item).collect();
         hits += exact.iter().filter(|hit| found.contains(&hit.item)).count();
         of += exact.len();
     }
@@ -141,37 +225,96 @@ fn recall_reaches_each_target_on_other_queries_with_and_without_filters() {
     let all = vectors(n + 400, dim, 60, false, 3);
     let (rows, queries) = all.split_at(n * dim);
     let (calibration, other) = queries.split_at(200 * dim);
-    let config = Config { calibration_queries_max: 200, ..config() };
-    let mut index = IvfIndex::build(rows, dim, calibration, &config, &|_, _| ()).unwrap();
-    let mut tenth = Bitmap::new(n);
+    let tenth = Bitmap::new(n);
     let mut rng = Pcg64Mcg::seed_from_u64(8);
     (0..n as u32).for_each(|item| tenth.set(ItemIdx(item), rng.random_bool(0.1)));
-    for target in crate::index::RECALL_TARGETS {
-        index.set_recall_target(target).unwrap();
-        assert!(index.probes(100) < index.lists() / 2, "reads most of the index");
-        let goal = target as f64 - 0.02;
-        let (all, filtered) =
-            (recall(&index, other, 100, None), recall(&index, other, 100, Some(&tenth)));
-        assert!(all >= goal, "recall {all} for target {target}");
-        assert!(filtered >= goal, "recall {filtered} under the filter for target {target}");
+    for (codes, rerank) in
+        [(Codes::Compact, Rerank::None), (Codes::Pq, Rerank::None), (Codes::Pq, Rerank::F16)]
+    {
+        let config = Config { calibration_queries_max: 200, codes, rerank, ..config() };
+        let mut index = IvfIndex::build(rows, dim, calibration, &config, &|_, _| ()).unwrap();
+        for target in crate::index::RECALL_TARGETS {
+            index.set_recall_target(target).unwrap();
+            let goal = target as f64 - 0.02;
+            let all = recall(&index, rows, other, 100, None);
+            let filtered = recall(&index, rows, other, 100, Some(&tenth));
+            assert!(all >= goal, "{codes:?} {rerank:?}: recall {all} for target {target}");
+            assert!(filtered >= goal, "{codes:?} {rerank:?}: filtered {filtered} for {target}");
+        }
+        assert!(matches!(index.set_recall_target(0.5), Err(Error::RecallTarget { .. })));
     }
-    assert!(matches!(index.set_recall_target(0.5), Err(Error::RecallTarget { .. })));
 }
 
 #[test]
 fn a_filter_that_has_to_do_with_the_query_keeps_its_recall() {
     // Only items far from the query pass: the pass rate of the nearest lists is close to zero.
     let (n, dim) = (20_000, 16);
-    let index = build(&vectors(n, dim, 40, false, 5), dim);
+    let rows = vectors(n, dim, 40, false, 5);
+    let index = build(&rows, dim);
     let queries = vectors(30, dim, 40, false, 5);
     for query in queries.chunks_exact(dim) {
-        let mut far = Bitmap::new(n);
-        for item in (0..n as u32).map(ItemIdx) {
-            far.set(item, kernels::dot(query, index.vector(item)) < 0.2);
+        let far = Bitmap::new(n);
+        for (item, row) in (0..).map(ItemIdx).zip(rows.chunks_exact(dim)) {
+            far.set(item, kernels::dot(query, row) < 0.2);
         }
-        let found = recall(&index, query, 100, Some(&far));
+        let found = recall(&index, &rows, query, 100, Some(&far));
         assert!(found >= 0.85, "recall {found} with {} passing items", far.count_ones());
     }
+}
+
+#[test]
+fn room_for_live_rows_ends_with_an_error_that_says_so() {
+    let mut index = build(&vectors(50, 4, 3, false, 1), 4);
+    index.set_live_rows_max(2);
+    let vector = [1.0, 0.0, 0.0, 0.0];
+    index.upsert(ItemIdx(50), &vector, &[]).unwrap();
+    index.upsert(ItemIdx(3), &vector, &[]).unwrap();
+    index.upsert(ItemIdx(3), &vector, &[]).unwrap();
+    assert!(index.remove(ItemIdx(50)));
+    index.upsert(ItemIdx(50), &vector, &[]).unwrap();
+    let full = index.upsert(ItemIdx(4), &vector, &[]).unwrap_err().to_string();
+    assert!(full.contains("all 2 live rows are taken"), "{full}");
+    let past = index.upsert(ItemIdx(52), &vector, &[]).unwrap_err().to_string();
+    assert!(past.contains("item 52 is past the 52"), "{past}");
+    let zero = index.upsert(ItemIdx(3), &[0.0; 4], &[]).unwrap_err().to_string();
+    assert!(zero.contains("item 3 has length 0"), "{zero}");
+    assert_eq!(index.changes(), Changes { live_rows: 2, live_rows_max: 2, dead: 1 });
+}
+
+#[test]
+fn searches_during_changes_find_k_items_and_none_twice() {
+    let (n, dim, k) = (3000, 16, 50);
+    let rows = vectors(n, dim, 20, false, 1);
+    let mut index = build(&rows, dim);
+    index.set_live_rows_max(n);
+    let allowed = index.allow(&Bitmap::full(n));
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Half of the items are replaced, a third of those removed again.
+            for item in (0..n as u32).step_by(2) {
+                let vector = vectors(1, dim, 20, false, item.into());
+                index.upsert(ItemIdx(item), &vector, &[(&allowed, true)]).unwrap();
+                if item % 3 == 0 {
+                    assert!(index.remove(ItemIdx(item)));
+                }
+            }
+            ended.store(true, std::sync::atomic::Ordering::Release);
+        });
+        let (mut scratch, mut found) = (Scratch::default(), Vec::new());
+        let filter = Filter { allowed: Some(&allowed), excluded: &[] };
+        loop {
+            let last = ended.load(std::sync::atomic::Ordering::Acquire);
+            for query in vectors(20, dim, 20, false, 77).chunks_exact(dim) {
+                index.search(query, k, &filter, &mut scratch, &mut found);
+                let items: HashSet<ItemIdx> = found.iter().map(|hit| hit.item).collect();
+                assert_eq!((found.len(), items.len()), (k, k));
+            }
+            if last {
+                break;
+            }
+        }
+    });
 }
 
 #[test]
@@ -200,28 +343,19 @@ fn progress_ends_at_its_total() {
 #[test]
 fn a_grown_scratch_grows_no_further() {
     let index = build(&vectors(5000, 8, 20, false, 1), 8);
-    let mut allowed = Bitmap::full(5000);
-    (0..5000).step_by(2).for_each(|item| allowed.set(ItemIdx(item), false));
+    let set = Bitmap::full(5000);
+    (0..5000).step_by(2).for_each(|item| set.set(ItemIdx(item), false));
+    let allowed = index.allow(&set);
     let filter = Filter { allowed: Some(&allowed), excluded: &[ItemIdx(3), ItemIdx(1)] };
     let queries = vectors(40, 8, 20, false, 9);
     let (mut scratch, mut out) = (Scratch::default(), Vec::new());
-    let capacities = |scratch: &Scratch, out: &Vec<Hit>| {
-        let Scratch { scores, order, passing, excluded, best: _ } = scratch;
-        [
-            scores.capacity(),
-            order.capacity(),
-            passing.capacity(),
-            excluded.capacity(),
-            out.capacity(),
-        ]
-    };
     for query in queries.chunks_exact(8) {
         index.search(query, 100, &filter, &mut scratch, &mut out);
     }
-    let grown = capacities(&scratch, &out);
+    let grown = (scratch.capacity(), out.capacity());
     for query in queries.chunks_exact(8) {
         index.search(query, 100, &filter, &mut scratch, &mut out);
-        assert_eq!(capacities(&scratch, &out), grown);
+        assert_eq!((scratch.capacity(), out.capacity()), grown);
     }
 }
 
@@ -244,7 +378,8 @@ fn unusable_input_is_refused_with_its_row() {
 }
 
 fn saved(n: usize, dir: &Path) -> (IvfIndex, std::path::PathBuf) {
-    let index = build(&vectors(n, 6, 9, true, 2), 6);
+    let config = Config { codes: Codes::Pq, rerank: Rerank::F16, ..config() };
+    let index = IvfIndex::build(&vectors(n, 6, 9, true, 2), 6, &[], &config, &|_, _| ()).unwrap();
     let path = dir.join("index.bin");
     index.save(&path).unwrap();
     (index, path)
@@ -284,7 +419,7 @@ fn a_damaged_file_is_refused_or_harmless_and_never_panics() {
         let Ok(index) = IvfIndex::open(&broken) else { continue };
         index.search(&query, 60, &Filter::default(), &mut scratch, &mut out);
         assert_eq!(out.len(), 60, "byte {at}");
-        let items: std::collections::HashSet<ItemIdx> = out.iter().map(|hit| hit.item).collect();
+        let items: HashSet<ItemIdx> = out.iter().map(|hit| hit.item).collect();
         assert_eq!(items.len(), 60, "byte {at}");
     }
     for length in (0..good.len()).step_by(13) {
@@ -321,6 +456,14 @@ fn parts_that_do_not_fit_together_are_refused() {
     let lists = index.lists() as u32;
     let probes = reopened(&|index| index.calibration.probes[0] = lists + 1);
     assert!(probes.contains("calibration for recall 0.9 "), "{probes}");
-    let short = reopened(&|index| index.vectors = index.vectors[6..].to_vec().into());
-    assert!(short.contains("`ivf.vectors` holds 354 elements, expected 360"), "{short}");
+    let margin = reopened(&|index| index.calibration.margins[0] = f32::NAN);
+    assert!(margin.contains("calibration for recall 0.9 "), "{margin}");
+    let nan = reopened(&|index| {
+        let mut centroids = index.centroids.to_vec();
+        centroids[7] = f32::NAN;
+        index.centroids = centroids.into();
+    });
+    assert!(nan.contains("centroid number 7 is NaN"), "{nan}");
+    let short = reopened(&|index| index.residuals = index.residuals[32..].to_vec().into());
+    assert!(short.contains("`ivf.residuals` holds 1888 elements, expected 1920"), "{short}");
 }

@@ -1,0 +1,93 @@
+//! Recall in production: some requests are searched again, exactly, off the hot path.
+//!
+//! A request that is drawn leaves its query and what was found in a short queue; one thread compares
+//! that with all passing items and publishes the mean over the last [`WINDOW`] of them. What does not
+//! fit in the queue is not checked: an audit never delays an answer.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use super::Context;
+use crate::bundle::Bundle;
+use crate::index::{self, Filter, Hit};
+use crate::monitor;
+use crate::types::ItemIdx;
+
+/// Requests that wait to be checked.
+const QUEUE_MAX: usize = 4;
+/// Requests over which the published mean is taken.
+const WINDOW: usize = 200;
+
+/// Draws requests and checks them.
+pub struct Audit {
+    queue: Option<Sender<Sample>>,
+    /// One request in so many is drawn.
+    every: u64,
+    seen: AtomicU64,
+}
+
+struct Sample {
+    vector: Vec<f32>,
+    region: Option<usize>,
+    shown: Vec<ItemIdx>,
+    found: Vec<Hit>,
+}
+
+impl Audit {
+    /// Starts the thread that checks `share` of the requests on `bundle`; none for 0.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start<T: AsRef<Bundle> + Send + Sync + 'static>(
+        bundle: Arc<T>,
+        share: f64,
+    ) -> std::io::Result<Self> {
+        if share <= 0.0 {
+            return Ok(Self { queue: None, every: 0, seen: AtomicU64::new(0) });
+        }
+        let (sender, samples) = bounded(QUEUE_MAX);
+        std::thread::Builder::new()
+            .name("recall-audit".to_owned())
+            .spawn(move || check((*bundle).as_ref(), &samples))?;
+        let every = (1.0 / share).round().max(1.0) as u64;
+        Ok(Self { queue: Some(sender), every, seen: AtomicU64::new(0) })
+    }
+
+    /// Draws a request whose candidates have been found, or not.
+    pub fn offer(&self, cx: &Context) {
+        let Some(queue) = &self.queue else { return };
+        if !self.seen.fetch_add(1, Relaxed).is_multiple_of(self.every) || queue.is_full() {
+            return;
+        }
+        let sample = Sample {
+            vector: cx.scratch.vector.clone(),
+            region: cx.inputs.region,
+            shown: cx.inputs.shown.clone(),
+            found: cx.scratch.hits.clone(),
+        };
+        // Full after all, or the thread has ended: this one is not checked.
+        let _ = queue.try_send(sample);
+    }
+}
+
+fn check(bundle: &Bundle, samples: &Receiver<Sample>) {
+    let (mut scratch, mut exact) = (index::Scratch::default(), Vec::new());
+    let mut window = VecDeque::with_capacity(WINDOW);
+    for sample in samples {
+        let filter =
+            Filter { allowed: Some(bundle.allowed(sample.region)), excluded: &sample.shown };
+        let k = sample.found.len();
+        bundle.index.search_exact(&sample.vector, k, &filter, &mut scratch, &mut exact);
+        if exact.is_empty() {
+            continue;
+        }
+        if window.len() == WINDOW {
+            window.pop_front();
+        }
+        window.push_back(index::audit::recall(&sample.found, &exact));
+        monitor::index_recall(window.iter().sum::<f64>() / window.len() as f64);
+    }
+}
