@@ -447,7 +447,7 @@ def main():
     parser.add_argument("--lists", type=int, default=0)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hard-noise", type=float, default=0.6)
+    parser.add_argument("--hard-noise", type=float, default=0.8)
     parser.add_argument("--filters", action="store_true")
     parser.add_argument(
         "--shared-lists",
@@ -464,7 +464,7 @@ def main():
         if args.csv:
             with open(args.csv, "w", newline="") as file:
                 header = "run_id,work,system,setting,metric,value,unit,date,machine"
-                csv.writer(file).writerows([header.split(","), *rows])
+                csv.writer(file, lineterminator="\n").writerows([header.split(","), *rows])
 
     rows = []
     for work in args.works:
