@@ -1,10 +1,11 @@
-//! Two-level spherical k-means: centroids of length one in groups, nearness by inner product.
+//! Two-level spherical k-means: centroids of length one, nearness by inner product.
 //!
 //! Lloyd's rounds over a sample (Dhillon and Modha, "Concept decompositions for large sparse text
 //! data using clustering", 2001), first for some sqrt(lists) groups, then within each group, then
-//! for all lists together. A row is compared with the lists of the groups nearest to it only, in
-//! whole steps: a tenth of the work of comparing it with all in floats. The result depends on the
-//! seed and the data, never on the number of threads.
+//! for all lists together. Rows are compared with centroids in whole steps: several times cheaper
+//! than in floats. Comparing a row only with the lists of the nearest groups was cheaper still, and
+//! cost a quarter more lists in every search (docs/decisions/0005). The result depends on the seed
+//! and the data, never on the number of threads.
 
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -16,35 +17,20 @@ use crate::kernels::{self, int8};
 const REPORT_ROWS: usize = 1 << 17;
 /// Rows that one task assigns.
 const TASK_ROWS: usize = 1024;
-/// Below so many lists there is one group.
+/// Up to so many lists there are no groups.
 const FLAT_LISTS_MAX: usize = 256;
-/// Share of the groups whose lists a row is compared with.
-const GROUPS_READ: f64 = 1.0;
 /// Rounds for all lists together, after those within the groups.
 const JOINT_ROUNDS: usize = 6;
 
-/// Centroids in groups.
+/// The directions that lists stand for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Centroids {
     pub(super) dim: usize,
-    /// `[lists * dim]`, each of length one, group after group.
+    /// `[lists * dim]`, each of length one.
     pub(super) rows: Vec<f32>,
-    /// `[groups + 1]`: where each group begins, in lists.
-    pub(super) groups: Vec<u32>,
-}
-
-/// Centroids in whole steps, and the means of the groups.
-struct Compared {
-    bytes: usize,
-    lists: Vec<i8>,
-    groups: Vec<i8>,
 }
 
 impl Centroids {
-    pub(super) fn lists(&self) -> usize {
-        self.rows.len() / self.dim
-    }
-
     /// `lists` centroids of `rows` (`[n * dim]`, `n >= lists`). `done` hears how many rows have
     /// been compared; [`work`] says how many it will be.
     pub(super) fn train(
@@ -59,12 +45,12 @@ impl Centroids {
         if lists <= FLAT_LISTS_MAX {
             let mut rng = Pcg64Mcg::seed_from_u64(seed);
             let rows = lloyd(pool, rows, dim, lists, iterations, &mut rng, done);
-            return Self { dim, rows, groups: vec![0, lists as u32] };
+            return Self { dim, rows };
         }
         let mut rng = Pcg64Mcg::seed_from_u64(seed);
         let groups = (lists as f64).sqrt().round() as usize;
         let centres = lloyd(pool, rows, dim, groups, iterations, &mut rng, done);
-        let one = Self { dim, rows: centres, groups: vec![0, groups as u32] };
+        let one = Self { dim, rows: centres };
         let members = members(&one.assign(pool, rows, done), groups);
         let shares = shares(&members, lists);
         let parts: Vec<Vec<f32>> = pool.install(|| {
@@ -82,9 +68,7 @@ impl Centroids {
                 .collect()
         });
         done((rows.len() / dim * iterations) as u64);
-        let mut starts = vec![0];
-        shares.iter().for_each(|&share| starts.push(starts[starts.len() - 1] + share as u32));
-        let mut all = Self { dim, rows: parts.concat(), groups: starts };
+        let mut all = Self { dim, rows: parts.concat() };
         for _ in 0..JOINT_ROUNDS {
             let nearest = all.assign(pool, rows, done);
             let counts = all.means(rows, &nearest);
@@ -93,7 +77,7 @@ impl Centroids {
         all
     }
 
-    /// The nearest list of every row of `rows` (`[n * dim]`), of those in the nearest groups.
+    /// The nearest list of every row of `rows` (`[n * dim]`), lowest first on ties.
     /// `done` hears how many rows are new.
     pub(super) fn assign(
         &self,
@@ -101,7 +85,7 @@ impl Centroids {
         rows: &[f32],
         done: &mut dyn FnMut(u64),
     ) -> Vec<u32> {
-        let compared = self.compared();
+        let (centroids, _) = in_steps(&self.rows, self.dim);
         let mut nearest = vec![0u32; rows.len() / self.dim];
         let chunks = nearest.chunks_mut(REPORT_ROWS).zip(rows.chunks(REPORT_ROWS * self.dim));
         for (nearest, rows) in chunks {
@@ -109,64 +93,33 @@ impl Centroids {
                 nearest
                     .par_chunks_mut(TASK_ROWS)
                     .zip(rows.par_chunks(TASK_ROWS * self.dim))
-                    .for_each(|(nearest, rows)| self.assign_some(&compared, rows, nearest));
+                    .for_each(|(nearest, rows)| assign_some(&centroids, self.dim, rows, nearest));
             });
             done(nearest.len() as u64);
         }
         nearest
     }
 
-    fn assign_some(&self, compared: &Compared, rows: &[f32], nearest: &mut [u32]) {
-        let groups = self.groups.len() - 1;
-        let read = ((groups as f64 * GROUPS_READ).ceil() as usize).clamp(4.min(groups), groups);
-        let bytes = compared.bytes;
-        let mut steps = vec![0i8; bytes];
-        let mut dots = vec![0i32; self.lists().max(groups)];
-        let mut order: Vec<(i32, u32)> = Vec::with_capacity(groups);
-        for (row, nearest) in rows.chunks_exact(self.dim).zip(nearest) {
-            int8::quantise(row, int8::step_of(row), &mut steps);
-            int8::dots(&steps, &compared.groups, &mut dots[..groups]);
-            order.clear();
-            order.extend(dots[..groups].iter().copied().zip(0..));
-            if read < groups {
-                order.select_nth_unstable_by(read, |a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
-            }
-            let mut best = (i32::MIN, 0);
-            for &(_, group) in &order[..read] {
-                let lists =
-                    self.groups[group as usize] as usize..self.groups[group as usize + 1] as usize;
-                let dots = &mut dots[..lists.len()];
-                int8::dots(&steps, &compared.lists[lists.start * bytes..lists.end * bytes], dots);
-                for (&dot, list) in dots.iter().zip(lists.start as u32..) {
-                    if dot > best.0 || (dot == best.0 && list < best.1) {
-                        best = (dot, list);
-                    }
-                }
-            }
-            *nearest = best.1;
-        }
-    }
-
-    fn compared(&self) -> Compared {
-        let dim = self.dim;
-        let mut means = Vec::with_capacity((self.groups.len() - 1) * dim);
-        for group in self.groups.windows(2) {
-            let mut mean = vec![0.0f32; dim];
-            for row in self.rows[group[0] as usize * dim..group[1] as usize * dim].chunks_exact(dim)
-            {
-                mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-            }
-            kernels::normalise(&mut mean);
-            means.extend(mean);
-        }
-        let (lists, _) = in_steps(&self.rows, dim);
-        let (groups, _) = in_steps(&means, dim);
-        Compared { bytes: int8::row_bytes(dim), lists, groups }
-    }
-
     /// Replaces every centroid that has rows by their normalised sum; returns the rows of each.
     pub(super) fn means(&mut self, rows: &[f32], nearest: &[u32]) -> Vec<u32> {
         means(rows, self.dim, nearest, &mut self.rows)
+    }
+}
+
+/// The nearest of `centroids`, in whole steps, to each of `rows`.
+fn assign_some(centroids: &[i8], dim: usize, rows: &[f32], nearest: &mut [u32]) {
+    let bytes = int8::row_bytes(dim);
+    let mut steps = vec![0i8; bytes];
+    let mut dots = vec![0i32; centroids.len() / bytes];
+    for (row, nearest) in rows.chunks_exact(dim).zip(nearest) {
+        int8::quantise(row, int8::step_of(row), &mut steps);
+        int8::dots(&steps, centroids, &mut dots);
+        let mut best = i32::MIN;
+        for (&dot, list) in dots.iter().zip(0..) {
+            if dot > best {
+                (best, *nearest) = (dot, list);
+            }
+        }
     }
 }
 
@@ -204,7 +157,6 @@ fn lloyd(
     let mut flat = Centroids {
         dim,
         rows: first.iter().flat_map(|row| rows[row * dim..][..dim].iter().copied()).collect(),
-        groups: vec![0, lists as u32],
     };
     for _ in 0..iterations {
         let nearest = flat.assign(pool, rows, done);
@@ -295,7 +247,7 @@ mod tests {
             let train =
                 |threads| Centroids::train(&pool(threads), &rows, dim, lists, 4, 7, &mut |_| ());
             let centroids = train(1);
-            assert_eq!(centroids.lists(), lists);
+            assert_eq!(centroids.rows.len(), lists * dim);
             assert_eq!(centroids.rows, train(3).rows);
             let mut reported = 0;
             let nearest = centroids.assign(&pool(3), &rows, &mut |new| reported += new);
@@ -330,7 +282,7 @@ mod tests {
             kernels::normalise(&mut row);
             many.extend(row);
         }
-        let mut centroids = Centroids { dim, rows: many[..dim].repeat(8), groups: vec![0, 8] };
+        let mut centroids = Centroids { dim, rows: many[..dim].repeat(8) };
         let nearest = centroids.assign(&pool(1), &many, &mut |_| ());
         let counts = centroids.means(&many, &nearest);
         assert_eq!(counts.iter().filter(|&&count| count > 0).count(), 1);
