@@ -60,6 +60,8 @@ pub enum Error {
     #[error(transparent)]
     Events(#[from] events::Error),
     #[error(transparent)]
+    Registry(#[from] bundle::RegistryError),
+    #[error(transparent)]
     Pipeline(#[from] pipeline::ConfigError),
 }
 
@@ -84,6 +86,7 @@ impl Config {
         self.executor.check()?;
         self.store.check()?;
         self.events.check()?;
+        self.registry.check()?;
         self.pipeline.check()?;
         self.rules.check()?;
         Ok(self.regions.check()?)

@@ -19,6 +19,15 @@ pub struct Config {
     pub url: String,
     /// Whether opening a bundle reads every byte and compares checksums.
     pub verify: bool,
+    /// Time between two looks at which bundle is to serve, milliseconds.
+    pub poll_interval_ms: u64,
+}
+
+impl Config {
+    /// Refuses what could not be followed.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.poll_interval_ms == 0 { Err(Error::Poll) } else { Ok(()) }
+    }
 }
 
 /// Which bundle serves.
@@ -44,6 +53,8 @@ pub enum Error {
     Store(#[from] object_store::Error),
     #[error("registry: {key}: {source}")]
     Json { key: String, source: serde_json::Error },
+    #[error("registry.poll_interval_ms = 0: give at least 1")]
+    Poll,
     #[error("registry: bundle version `{0}` is not a plain name")]
     Version(String),
 }

@@ -1,14 +1,15 @@
 //! `shortlist serve`: everything is checked, then the port is bound, then the bundle is loaded.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Registry};
 use crate::config::Config;
 use crate::events::Log;
 use crate::monitor::{self, Health};
-use crate::pipeline::{Engine, Parts};
+use crate::pipeline::{Engine, Parts, Settings};
 use crate::server;
 use crate::store::Users;
 
@@ -29,9 +30,18 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
         config.server.port = port;
     }
     config.check()?;
-    let dir = match args.bundle {
-        Some(dir) => dir,
-        None => super::bundle::serving(&config)?,
+    // A bundle that was named stays; one that the registry names is followed.
+    let (dir, source) = match args.bundle {
+        Some(dir) => (dir, None),
+        None => {
+            let source = server::Source {
+                registry: Registry::open(&config.registry.url)?,
+                poll: Duration::from_millis(config.registry.poll_interval_ms),
+                verify: config.registry.verify,
+                index: config.index.clone(),
+            };
+            (super::bundle::serving(&config)?, Some(source))
+        }
     };
     let exporter = monitor::install(&config.monitor)?;
     let health = std::sync::Arc::new(Health::new());
@@ -40,7 +50,7 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("events.dir: create {}", data_dir.display()))?;
     let events = Log::start(data_dir, &config.events, health.clone())?;
     let requests = Log::start(data_dir, &config.events, health.clone())?;
-    let parts = server::Parts { events, requests, health: health.clone(), exporter };
+    let parts = server::Parts { events, requests, health: health.clone(), exporter, source };
     actix_web::rt::System::new().block_on(async move {
         let handle = tokio::runtime::Handle::current();
         let server_config = config.server.clone();
@@ -50,9 +60,11 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
             Ok(Engine::start(Parts {
                 bundle,
                 users,
-                config: config.pipeline,
-                rules: config.rules,
-                regions: config.regions,
+                settings: Settings {
+                    pipeline: config.pipeline,
+                    rules: config.rules,
+                    regions: config.regions,
+                },
                 executor: config.executor,
             })?)
         };

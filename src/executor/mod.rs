@@ -1,16 +1,18 @@
 //! Bounded queues in front of pinned threads: where the CPU work of a request runs.
 //!
 //! ```text
-//! async worker -- try_send --> [ queue, jobs_max ] --> thread 0 (core 0, scratch 0)
-//!      ^                                           \-> thread 1 (core 1, scratch 1)
+//! async worker -- try_send --> [ queue, jobs_max ] --> thread 0 (core 0)
+//!      ^                                           \-> thread 1 (core 1)
 //!      '------------------ oneshot ---------------------'
 //! ```
 //! A job carries a deadline. It is refused when the queue is full, when the jobs before it will
 //! take longer than it has, and when its deadline has passed before it starts: work that nobody
-//! waits for is never done. Each thread owns one scratch, sized at start. A job that panics is an
-//! error of that job; its thread gets a fresh scratch and lives on.
+//! waits for is never done. A job that panics is an error of that job; its thread lives on. Before
+//! anything is refused for want of time, [`Quality`] makes each job smaller.
 //!
 //! Must not know what the jobs are.
+
+mod quality;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,18 +26,35 @@ use tokio::sync::oneshot;
 
 use crate::monitor::{self, Refusal};
 
+pub use quality::{Config as QualityConfig, Quality};
+
 /// Section `[executor]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Number of threads.
+    /// Whether the stages of a request share one pool or have one each.
+    pub layout: Layout,
+    /// Number of threads of the shared pool.
     pub threads: Threads,
+    /// Number of threads of each stage's own pool, s1 to s6.
+    pub stage_threads: [Threads; 6],
     /// Whether each thread stays on one core.
     pub pin: bool,
-    /// Jobs that may wait; one more is refused.
+    /// Jobs that may wait in front of a pool; one more is refused.
     pub queue_jobs_max: usize,
     /// Upper bound of the time after which a refused caller is told to come back.
     pub retry_after_max_ms: u64,
+    pub quality: QualityConfig,
+}
+
+/// How stages and pools go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// One pool: a request stays on one thread from s1 to s6.
+    Fused,
+    /// A pool a stage: a request is handed on from stage to stage.
+    Separate,
 }
 
 /// A number of threads: `"auto"` is one a core.
@@ -51,7 +70,7 @@ pub const THREADS_MAX: usize = 1024;
 /// A bound for the memory that waiting jobs hold.
 pub const QUEUE_JOBS_MAX: usize = 1 << 20;
 
-/// Why an executor cannot start.
+/// Why a pool cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("number of threads {found}: give \"auto\" or a number from 1 to {THREADS_MAX}")]
@@ -60,6 +79,8 @@ pub enum Error {
     Queue { found: usize },
     #[error("executor.retry_after_max_ms = 0: give at least 1")]
     RetryAfter,
+    #[error("executor.quality.{key} = {value}: give {rule}")]
+    Quality { key: &'static str, value: f64, rule: &'static str },
     #[error("cannot start thread `{name}`: {source}")]
     Spawn { name: String, source: std::io::Error },
 }
@@ -89,7 +110,7 @@ impl Rejected {
 }
 
 impl Config {
-    /// Refuses what [`Executor::start`] could not use.
+    /// Refuses what [`Pool::start`] could not use.
     pub fn check(&self) -> Result<(), Error> {
         if self.queue_jobs_max == 0 || self.queue_jobs_max > QUEUE_JOBS_MAX {
             return Err(Error::Queue { found: self.queue_jobs_max });
@@ -97,88 +118,103 @@ impl Config {
         if self.retry_after_max_ms == 0 {
             return Err(Error::RetryAfter);
         }
-        match self.threads {
-            Threads::Exactly(n) if n == 0 || n > THREADS_MAX => {
-                Err(Error::Threads { found: n.to_string() })
+        self.quality.check()?;
+        let all = self.stage_threads.iter().chain([&self.threads]);
+        for threads in all {
+            match *threads {
+                Threads::Exactly(n) if n == 0 || n > THREADS_MAX => {
+                    return Err(Error::Threads { found: n.to_string() });
+                }
+                Threads::Exactly(_) | Threads::Auto => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
 impl Threads {
     /// The number of threads on this machine, at least 1.
     pub fn count(self) -> usize {
+        self.count_of(1.0)
+    }
+
+    /// The number of threads on this machine when "auto" means this share of the cores, at least 1.
+    pub fn count_of(self, share: f64) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
         match self {
-            Threads::Auto => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            Threads::Auto => ((cores() as f64 * share).round() as usize).max(1),
             Threads::Exactly(n) => n,
         }
     }
 }
 
-/// Threads that run jobs over a scratch `S` each. Dropping it lets the queue run dry, then joins.
-pub struct Executor<S> {
-    jobs: Option<Sender<Job<S>>>,
+/// Threads that run jobs. Dropping it lets the queue run dry, then joins.
+pub struct Pool {
+    jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
     pace: Arc<Pace>,
-    config: Config,
+    queue_jobs_max: usize,
+    retry_after_max_ms: u64,
 }
 
 /// A job that does its work, or passes the refusal on to whoever waits.
-type Run<S> = Box<dyn FnOnce(Verdict<'_, S>) -> Outcome + Send>;
+type Run = Box<dyn FnOnce(Option<Rejected>) -> Outcome + Send>;
 
-struct Job<S> {
+struct Job {
+    queued: Instant,
     deadline: Instant,
-    run: Run<S>,
+    run: Run,
 }
 
 /// Where the result of a job arrives.
 type Waiting<T> = oneshot::Receiver<Result<T, Rejected>>;
-
-/// What the thread tells a job: the scratch to run with, or why it will not run.
-enum Verdict<'a, S> {
-    Run(&'a mut S),
-    Refuse(Rejected),
-}
 
 /// How a job ended, as far as its thread cares.
 #[derive(PartialEq, Eq)]
 enum Outcome {
     Done,
     Skipped,
-    Panicked,
 }
 
-impl<S: Send + 'static> Executor<S> {
-    /// Starts the threads; `scratch(i)` makes the scratch of thread `i`, on that thread.
+impl Pool {
+    /// Starts `threads` threads named `name-0`, ...; how long jobs wait is told to `quality`.
+    ///
+    /// # Errors
+    /// When the configuration is out of range, or the system gives no thread.
     pub fn start(
         name: &str,
         config: &Config,
-        scratch: impl Fn(usize) -> S + Send + Sync + 'static,
+        threads: usize,
+        quality: &Arc<Quality>,
     ) -> Result<Self, Error> {
         config.check()?;
-        let (sender, receiver) = bounded::<Job<S>>(config.queue_jobs_max);
-        let pace = Arc::new(Pace::new(config.threads.count()));
-        let scratch = Arc::new(scratch);
+        let (sender, receiver) = bounded::<Job>(config.queue_jobs_max);
+        let pace = Arc::new(Pace::new(threads));
         let cores = if config.pin { core_affinity::get_core_ids() } else { None };
         let cores = cores.unwrap_or_default();
-        let mut threads = Vec::with_capacity(pace.threads);
-        for at in 0..pace.threads {
+        let mut handles = Vec::with_capacity(threads);
+        for at in 0..threads {
             let name = format!("{name}-{at}");
             let core = (!cores.is_empty()).then(|| cores[at % cores.len()]);
-            let (receiver, pace, scratch) = (receiver.clone(), pace.clone(), scratch.clone());
+            let (receiver, pace, quality) = (receiver.clone(), pace.clone(), quality.clone());
             let body = move || {
                 if let Some(core) = core
                     && !core_affinity::set_for_current(core)
                 {
                     tracing::warn!(core = core.id, "cannot pin thread to its core");
                 }
-                work(&receiver, &pace, || scratch(at));
+                work(&receiver, &pace, &quality);
             };
             let thread = std::thread::Builder::new().name(name.clone()).spawn(body);
-            threads.push(thread.map_err(|source| Error::Spawn { name, source })?);
+            handles.push(thread.map_err(|source| Error::Spawn { name, source })?);
         }
-        Ok(Self { jobs: Some(sender), threads, pace, config: config.clone() })
+        Ok(Self {
+            jobs: Some(sender),
+            threads: handles,
+            pace,
+            queue_jobs_max: config.queue_jobs_max,
+            retry_after_max_ms: config.retry_after_max_ms,
+        })
     }
 
     /// Runs `job` on one of the threads before `deadline`, or says why not.
@@ -187,71 +223,72 @@ impl<S: Send + 'static> Executor<S> {
     pub async fn run<T: Send + 'static>(
         &self,
         deadline: Instant,
-        job: impl FnOnce(&mut S) -> T + Send + 'static,
+        job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Rejected> {
         let result = self.submit(deadline, job)?.await.unwrap_or(Err(Rejected::Stopped));
         result.inspect_err(|&rejected| count(rejected))
     }
 
-    /// Jobs that wait.
-    pub fn queued(&self) -> usize {
-        self.jobs.as_ref().map_or(0, Sender::len)
+    /// Says whether a job would be refused now, without making one: the cheapest refusal.
+    pub fn admits(&self, deadline: Instant) -> Result<(), Rejected> {
+        let Some(jobs) = &self.jobs else { return Err(Rejected::Stopped) };
+        let wait = self.pace.wait(jobs.len());
+        let retry_after_ms = (wait.as_millis() as u64).clamp(1, self.retry_after_max_ms);
+        if Instant::now() + wait > deadline {
+            return Err(Rejected::Deadline { retry_after_ms });
+        }
+        if jobs.is_full() {
+            return Err(self.full(retry_after_ms));
+        }
+        Ok(())
     }
 
     /// Number of threads.
     pub fn threads(&self) -> usize {
-        self.pace.threads
+        self.threads.len()
+    }
+
+    fn full(&self, retry_after_ms: u64) -> Rejected {
+        Rejected::QueueFull { queue_jobs_max: self.queue_jobs_max, retry_after_ms }
     }
 
     fn submit<T: Send + 'static>(
         &self,
         deadline: Instant,
-        job: impl FnOnce(&mut S) -> T + Send + 'static,
+        job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<Waiting<T>, Rejected> {
+        self.admits(deadline).inspect_err(|&rejected| count(rejected))?;
+        let Some(jobs) = &self.jobs else { return Err(Rejected::Stopped) };
+        let (sender, receiver) = oneshot::channel();
+        let run = Box::new(move |refused: Option<Rejected>| {
+            if let Some(rejected) = refused {
+                let _ = sender.send(Err(rejected));
+                return Outcome::Skipped;
+            }
+            if sender.is_closed() {
+                return Outcome::Skipped;
+            }
+            let result = catch_unwind(AssertUnwindSafe(job)).map_err(|_| Rejected::Panicked);
+            let _ = sender.send(result);
+            Outcome::Done
+        });
         let refuse = |rejected| {
             count(rejected);
             Err(rejected)
         };
-        let Some(jobs) = &self.jobs else { return refuse(Rejected::Stopped) };
-        let wait = self.pace.wait(jobs.len());
-        let retry_after_ms = (wait.as_millis() as u64).clamp(1, self.config.retry_after_max_ms);
-        if Instant::now() + wait > deadline {
-            return refuse(Rejected::Deadline { retry_after_ms });
-        }
-        let (sender, receiver) = oneshot::channel();
-        let run = Box::new(move |verdict: Verdict<'_, S>| match verdict {
-            Verdict::Refuse(rejected) => {
-                let _ = sender.send(Err(rejected));
-                Outcome::Skipped
-            }
-            Verdict::Run(_) if sender.is_closed() => Outcome::Skipped,
-            Verdict::Run(scratch) => match catch_unwind(AssertUnwindSafe(|| job(scratch))) {
-                Ok(value) => {
-                    let _ = sender.send(Ok(value));
-                    Outcome::Done
-                }
-                Err(_) => {
-                    let _ = sender.send(Err(Rejected::Panicked));
-                    Outcome::Panicked
-                }
-            },
-        });
-        match jobs.try_send(Job { deadline, run }) {
+        match jobs.try_send(Job { queued: Instant::now(), deadline, run }) {
             Ok(()) => Ok(receiver),
-            Err(TrySendError::Full(_)) => refuse(Rejected::QueueFull {
-                queue_jobs_max: self.config.queue_jobs_max,
-                retry_after_ms,
-            }),
+            Err(TrySendError::Full(_)) => refuse(self.full(1)),
             Err(TrySendError::Disconnected(_)) => refuse(Rejected::Stopped),
         }
     }
 }
 
-impl<S> Drop for Executor<S> {
+impl Drop for Pool {
     fn drop(&mut self) {
         drop(self.jobs.take());
         for thread in self.threads.drain(..) {
-            // The last holder may be a job of this very executor; a thread cannot join itself.
+            // The last holder may be a job of this very pool; a thread cannot join itself.
             if thread.thread().id() != std::thread::current().id() {
                 let _ = thread.join();
             }
@@ -268,19 +305,14 @@ fn count(rejected: Rejected) {
     });
 }
 
-fn work<S>(jobs: &Receiver<Job<S>>, pace: &Pace, fresh: impl Fn() -> S) {
-    let mut scratch = fresh();
+fn work(jobs: &Receiver<Job>, pace: &Pace, quality: &Quality) {
     for job in jobs {
         let begun = Instant::now();
+        quality.waited(begun, begun - job.queued);
         if begun > job.deadline {
-            (job.run)(Verdict::Refuse(Rejected::Deadline { retry_after_ms: 1 }));
-            continue;
-        }
-        match (job.run)(Verdict::Run(&mut scratch)) {
-            Outcome::Done => pace.record(begun.elapsed()),
-            Outcome::Skipped => {}
-            // Whatever the job left in the scratch is not trusted.
-            Outcome::Panicked => scratch = fresh(),
+            (job.run)(Some(Rejected::Deadline { retry_after_ms: 1 }));
+        } else if (job.run)(None) == Outcome::Done {
+            pace.record(begun.elapsed());
         }
     }
 }

@@ -90,9 +90,19 @@ impl UserTable {
         UserRow { table: self, row: self.ids.find(id) }
     }
 
+    /// The row of an external id.
+    pub fn row_of(&self, id: &str) -> Option<u32> {
+        self.ids.find(id)
+    }
+
     /// The user of a row.
     pub fn row(&self, row: u32) -> UserRow<'_> {
-        UserRow { table: self, row: Some(row) }
+        self.user(Some(row))
+    }
+
+    /// The user of a row; `None` is an unknown one, whose values are all missing.
+    pub fn user(&self, row: Option<u32>) -> UserRow<'_> {
+        UserRow { table: self, row }
     }
 
     /// Whether the id is known.

@@ -1,4 +1,4 @@
-//! Foreign interfaces: memory maps and LightGBM's C API.
+//! Foreign interfaces: memory maps, LightGBM's C API, the priority of threads.
 //!
 //! With `kernels/`, the only place where `unsafe` may stand. Every function here is safe to call;
 //! what makes it so is written beside each block.
@@ -6,3 +6,4 @@
 #[cfg(feature = "etl")]
 pub mod lightgbm;
 pub mod mmap;
+pub mod thread;

@@ -21,6 +21,7 @@ pub const LOGGED: &str = "shortlist_log_rows_written_total";
 pub const LOST: &str = "shortlist_log_rows_lost_total";
 pub const LOG_QUEUE: &str = "shortlist_log_queue_rows";
 pub const REFUSED: &str = "shortlist_executor_refused_total";
+pub const QUALITY: &str = "shortlist_quality_factor";
 pub const INDEX_RECALL: &str = "shortlist_index_recall";
 pub const INDEX_RECALL_CHECKED: &str = "shortlist_index_recall_checked_total";
 pub const READY: &str = "shortlist_ready";
@@ -45,6 +46,7 @@ pub struct Handles {
     lost: Vec<Vec<Counter>>,
     log_queue: Vec<Gauge>,
     refused: Vec<Counter>,
+    pub quality: Gauge,
     pub index_recall: Gauge,
     pub index_recall_checked: Counter,
     pub ready: Gauge,
@@ -81,6 +83,7 @@ impl Handles {
             }),
             log_queue: each(Log::ALL, |log| gauge!(LOG_QUEUE, "log" => log.name())),
             refused: each(Refusal::ALL, |r| counter!(REFUSED, "reason" => r.name())),
+            quality: gauge!(QUALITY),
             index_recall: unknown(gauge!(INDEX_RECALL)),
             index_recall_checked: counter!(INDEX_RECALL_CHECKED),
             ready: gauge!(READY),
@@ -162,6 +165,10 @@ fn describe() {
     describe_counter!(LOST, "Rows of a log that were lost, by log and reason.");
     describe_gauge!(LOG_QUEUE, "Rows accepted and not yet written, by log.");
     describe_counter!(REFUSED, "Jobs that an executor refused, by reason.");
+    describe_gauge!(
+        QUALITY,
+        "Share of its candidates that a request takes: below 1 while requests wait too long."
+    );
     describe_gauge!(
         INDEX_RECALL,
         "Share of the true candidates found, mean of the last searches checked; NaN before any."

@@ -43,6 +43,8 @@ labels! {
         UnknownRegion = "unknown_region",
         /// Ranking was too late, or a score was no number: the order of retrieval.
         RetrievalOrder = "retrieval_order",
+        /// Requests waited too long: fewer candidates were retrieved.
+        FewerCandidates = "fewer_candidates",
         /// Redis did not answer, or answered with an error.
         UserStoreDown = "user_store_down",
     }

@@ -137,6 +137,13 @@ pub fn candidates(count: usize) {
     }
 }
 
+/// The share of its work that a request does now, at most 1.
+pub fn quality(factor: f32) {
+    if let Some(handles) = HANDLES.get() {
+        handles.quality.set(f64::from(factor));
+    }
+}
+
 /// One search checked against exact search; `mean` is over the last ones that were.
 pub fn index_recall(mean: f64) {
     if let Some(handles) = HANDLES.get() {

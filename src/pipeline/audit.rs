@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::Context;
-use crate::bundle::Bundle;
+use super::context::Context;
+use super::serving::Serving;
 use crate::index::{self, Filter, Hit};
 use crate::monitor;
 use crate::types::ItemIdx;
@@ -30,6 +30,7 @@ pub struct Audit {
 }
 
 struct Sample {
+    serving: Arc<Serving>,
     vector: Vec<f32>,
     region: Option<usize>,
     shown: Vec<ItemIdx>,
@@ -37,21 +38,18 @@ struct Sample {
 }
 
 impl Audit {
-    /// Starts the thread that checks `share` of the requests on `bundle`; none for 0.
+    /// Starts the thread that checks `share` of the requests; none for 0.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start<T: AsRef<Bundle> + Send + Sync + 'static>(
-        bundle: Arc<T>,
-        share: f64,
-    ) -> std::io::Result<Self> {
+    pub fn start(share: f64) -> std::io::Result<Self> {
         if share <= 0.0 {
             return Ok(Self { queue: None, every: 0, seen: AtomicU64::new(0) });
         }
         let (sender, samples) = bounded(QUEUE_MAX);
         std::thread::Builder::new()
             .name("recall-audit".to_owned())
-            .spawn(move || check((*bundle).as_ref(), &samples))?;
+            .spawn(move || check(&samples))?;
         let every = (1.0 / share).round().max(1.0) as u64;
         Ok(Self { queue: Some(sender), every, seen: AtomicU64::new(0) })
     }
@@ -63,6 +61,7 @@ impl Audit {
             return;
         }
         let sample = Sample {
+            serving: cx.serving.clone(),
             vector: cx.scratch.vector.clone(),
             region: cx.inputs.region,
             shown: cx.inputs.shown.clone(),
@@ -73,10 +72,11 @@ impl Audit {
     }
 }
 
-fn check(bundle: &Bundle, samples: &Receiver<Sample>) {
+fn check(samples: &Receiver<Sample>) {
     let (mut scratch, mut exact) = (index::Scratch::default(), Vec::new());
     let mut window = VecDeque::with_capacity(WINDOW);
     for sample in samples {
+        let bundle = &sample.serving.bundle;
         let filter =
             Filter { allowed: Some(bundle.allowed(sample.region)), excluded: &sample.shown };
         let k = sample.found.len();

@@ -1,14 +1,17 @@
 //! What the stages of one request share.
 
-use crate::bundle::{Bundle, EncodeScratch, RankScratch};
-use crate::features::{Candidate, History, RequestInput, UserRow};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::bundle::{EncodeScratch, RankScratch};
+use crate::features::{Candidate, History, RequestInput};
 use crate::index::{self, Hit};
-use crate::monitor::Fallback;
+use crate::monitor::{Fallback, Stage};
 use crate::types::ItemIdx;
 
-use super::answer::Reason;
+use super::answer::{Reason, Timings};
 use super::deadline::Deadline;
-use super::{Config, RulesConfig};
+use super::serving::Serving;
 
 /// Everything that decided a request, from the outside: with the bundle it determines the answer.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +19,8 @@ pub struct Inputs {
     pub request_id: String,
     pub num_items: usize,
     pub time_ms: i64,
+    /// The user's row in the bundle's table; `None` is an unknown user.
+    pub user: Option<u32>,
     /// Position of the region in the item table; `None` is everywhere.
     pub region: Option<usize>,
     /// Codes in the order of the schema's context names.
@@ -25,23 +30,34 @@ pub struct Inputs {
     pub history_times_ms: Vec<i64>,
     /// Shown to the user lately.
     pub shown: Vec<ItemIdx>,
+    /// How many candidates retrieval shall give.
+    pub candidates: usize,
+}
+
+/// A request whose inputs are gathered: what goes into the stages.
+pub struct Call {
+    pub serving: Arc<Serving>,
+    pub inputs: Arc<Inputs>,
+    pub deadline: Deadline,
+    /// A cached vector of exactly this history; s1 encodes one when there is none.
+    pub cached: Option<Arc<[f32]>>,
+    pub degraded: Vec<Fallback>,
+    pub timings: Timings,
 }
 
 /// One request on its way through the stages.
-pub struct Context<'a> {
-    pub bundle: &'a Bundle,
-    pub config: &'a Config,
-    pub rules: &'a RulesConfig,
-    pub inputs: &'a Inputs,
-    pub user: UserRow<'a>,
+pub struct Context {
+    pub serving: Arc<Serving>,
+    pub inputs: Arc<Inputs>,
     pub deadline: Deadline,
-    /// A cached vector of exactly this history; s1 encodes one when there is none.
-    pub cached: Option<&'a [f32]>,
-    pub scratch: &'a mut Scratch,
+    pub cached: Option<Arc<[f32]>>,
+    pub scratch: Box<Scratch>,
+    pub ahead: Option<Box<Ahead>>,
     pub degraded: Vec<Fallback>,
     pub reasons: Vec<Reason>,
     /// Dropped by s5, by cause.
     pub drops: Drops,
+    pub timings: Timings,
 }
 
 /// How many candidates s5 dropped, by cause.
@@ -60,8 +76,10 @@ pub struct Ranked {
     pub score: f32,
 }
 
-/// Buffers of one thread; they keep their size from request to request.
+/// Buffers of one request; they keep their size from request to request.
 pub struct Scratch {
+    /// The bundle that they were sized for.
+    serving: u64,
     pub encode: EncodeScratch,
     pub search: index::Scratch,
     /// The user's unit vector; written by s1.
@@ -69,47 +87,86 @@ pub struct Scratch {
     /// Written by s2, best first.
     pub hits: Vec<Hit>,
     pub candidates: Vec<Candidate>,
-    /// Written by s3: user and context columns, then those of item and cross columns that the
-    /// ranker wants, column-major.
-    pub constants: Vec<f32>,
+    /// Written by s3: the item and cross columns that the ranker wants, column-major.
     pub columns: Vec<f32>,
-    pub ranking: RankScratch,
     /// Written by s4, parallel to the candidates.
     pub raw: Vec<f64>,
     pub ranked: Vec<Ranked>,
     /// Categories taken so far in s5, with their counts.
     pub categories: Vec<(u32, usize)>,
+    ahead: Option<Box<Ahead>>,
+}
+
+/// What of the ranking needs no candidate, so that it can be done beside their retrieval.
+pub struct Ahead {
+    /// User and context columns.
+    pub constants: Vec<f32>,
+    /// The forest, specialised on them.
+    pub ranking: RankScratch,
+    /// Time that both took.
+    pub took: [Duration; 2],
 }
 
 impl Scratch {
     /// Buffers for requests on this bundle.
-    pub fn new(bundle: &Bundle, candidates: usize) -> Self {
+    pub fn new(serving: &Serving) -> Self {
+        let (bundle, candidates) = (&serving.bundle, serving.settings.pipeline.candidates);
         let columns = bundle.plan.column_count() * candidates;
         Self {
+            serving: serving.number,
             encode: bundle.encode_scratch(),
             search: index::Scratch::default(),
             vector: vec![0.0; bundle.towers.dim()],
             hits: Vec::with_capacity(candidates),
             candidates: Vec::with_capacity(candidates),
-            constants: vec![0.0; bundle.plan.constant_count()],
             columns: Vec::with_capacity(columns),
-            ranking: bundle.ranking.scratch(candidates),
             raw: Vec::with_capacity(candidates),
             ranked: Vec::with_capacity(candidates),
             categories: Vec::with_capacity(candidates),
+            ahead: Some(Box::new(Ahead {
+                constants: vec![0.0; bundle.plan.constant_count()],
+                ranking: bundle.ranking.scratch(candidates),
+                took: [Duration::ZERO; 2],
+            })),
         }
+    }
+
+    /// Whether the buffers were sized for this bundle.
+    pub fn fits(&self, serving: &Serving) -> bool {
+        self.serving == serving.number && self.ahead.is_some()
     }
 }
 
-impl Context<'_> {
-    /// What features read of the request.
-    pub fn request_input(&self) -> RequestInput<'_> {
-        RequestInput {
-            time_ms: self.inputs.time_ms,
-            user: self.user,
-            context: &self.inputs.context,
-            history: History::new(&self.inputs.history, &self.inputs.history_times_ms),
+impl Context {
+    /// Starts a request with buffers that fit its bundle.
+    pub fn new(call: Call, mut scratch: Box<Scratch>) -> Self {
+        let Call { serving, inputs, deadline, cached, degraded, timings } = call;
+        Self {
+            ahead: scratch.ahead.take(),
+            serving,
+            inputs,
+            deadline,
+            cached,
+            scratch,
+            degraded,
+            reasons: Vec::new(),
+            drops: Drops::default(),
+            timings,
         }
+    }
+
+    /// The buffers, for the next request.
+    pub fn into_scratch(mut self) -> Box<Scratch> {
+        self.scratch.ahead = self.ahead.take();
+        self.scratch
+    }
+
+    /// Runs a stage, timed.
+    pub fn timed<T>(&mut self, stage: Stage, run: impl FnOnce(&mut Self) -> T) -> T {
+        let start = Instant::now();
+        let result = run(self);
+        self.timings.stages[stage as usize] += start.elapsed();
+        result
     }
 
     /// Notes a fallback once.
@@ -117,5 +174,15 @@ impl Context<'_> {
         if !self.degraded.contains(&kind) {
             self.degraded.push(kind);
         }
+    }
+}
+
+/// What features read of a request.
+pub fn request_input<'a>(serving: &'a Serving, inputs: &'a Inputs) -> RequestInput<'a> {
+    RequestInput {
+        time_ms: inputs.time_ms,
+        user: serving.bundle.users.user(inputs.user),
+        context: &inputs.context,
+        history: History::new(&inputs.history, &inputs.history_times_ms),
     }
 }

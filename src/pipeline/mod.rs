@@ -17,6 +17,7 @@ mod audit;
 mod context;
 mod deadline;
 mod engine;
+mod gather;
 mod observe;
 mod region;
 mod s1_user_embedding;
@@ -25,17 +26,23 @@ mod s3_features;
 mod s4_ranking;
 mod s5_rules;
 mod s6_response;
+mod serving;
+mod stages;
+mod warm;
+
+use std::time::Instant;
 
 use serde::Deserialize;
 
 use crate::bundle::RankerEngine;
+use crate::monitor::Stage;
+use context::{Ahead, Context, Inputs};
 
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
-pub use context::{Context, Drops, Inputs, Scratch};
-pub use deadline::Deadline;
 pub use engine::{Engine, Error, HistoryItem, Parts, Request, StartError};
 pub use region::{Config as RegionConfig, Location};
 pub use s5_rules::Config as RulesConfig;
+pub use serving::{Serving, Settings};
 
 /// Section `[pipeline]`.
 #[derive(Debug, Clone, Deserialize)]
@@ -108,12 +115,49 @@ impl Config {
     }
 }
 
-/// Runs s2 to s6 over what s1 found, each stage timed.
-pub fn run(cx: &mut Context, timings: &mut Timings) -> Answer {
-    timings.measure(0, || s1_user_embedding::run(cx));
-    timings.measure(1, || s2_candidates::run(cx));
-    timings.measure(2, || s3_features::run(cx));
-    timings.measure(3, || s4_ranking::run(cx));
-    timings.measure(4, || s5_rules::run(cx));
-    timings.measure(5, || s6_response::run(cx))
+/// One request on one thread.
+fn run(cx: &mut Context) -> Answer {
+    s1(cx);
+    if let Some(mut ahead) = cx.ahead.take() {
+        prepare(&cx.serving, &cx.inputs, &mut ahead);
+        cx.ahead = Some(ahead);
+    }
+    s2(cx);
+    s3(cx);
+    s4(cx);
+    s5(cx);
+    s6(cx)
+}
+
+fn s1(cx: &mut Context) {
+    cx.timed(Stage::S1UserEmbedding, s1_user_embedding::run);
+}
+
+fn s2(cx: &mut Context) {
+    cx.timed(Stage::S2Candidates, s2_candidates::run);
+}
+
+fn s3(cx: &mut Context) {
+    cx.timed(Stage::S3Features, s3_features::run);
+}
+
+fn s4(cx: &mut Context) {
+    cx.timed(Stage::S4Ranking, s4_ranking::run);
+}
+
+fn s5(cx: &mut Context) {
+    cx.timed(Stage::S5Rules, s5_rules::run);
+}
+
+fn s6(cx: &mut Context) -> Answer {
+    cx.timed(Stage::S6Response, s6_response::run)
+}
+
+/// What of s3 and s4 needs no candidate.
+fn prepare(serving: &Serving, inputs: &Inputs, ahead: &mut Ahead) {
+    let start = Instant::now();
+    s3_features::constants(serving, inputs, &mut ahead.constants);
+    let middle = Instant::now();
+    serving.bundle.ranking.specialise(&ahead.constants, &mut ahead.ranking);
+    ahead.took = [middle - start, middle.elapsed()];
 }

@@ -8,12 +8,14 @@ use super::Context;
 
 /// Leaves the vector in the scratch.
 pub fn run(cx: &mut Context) {
-    let vector = &mut cx.scratch.vector;
-    match cx.cached {
-        Some(cached) => vector.copy_from_slice(cached),
+    let scratch = &mut *cx.scratch;
+    match &cx.cached {
+        Some(cached) => scratch.vector.copy_from_slice(cached),
         None => {
+            let bundle = &cx.serving.bundle;
+            let user = bundle.users.user(cx.inputs.user);
             let history = &cx.inputs.history;
-            cx.bundle.encode_user(cx.user, history, &mut cx.scratch.encode, vector);
+            bundle.encode_user(user, history, &mut scratch.encode, &mut scratch.vector);
         }
     }
 }

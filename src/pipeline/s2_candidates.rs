@@ -10,26 +10,21 @@ use crate::index::Filter;
 
 /// Fills the candidates, best first.
 pub fn run(cx: &mut Context) {
-    let allowed = cx.bundle.allowed(cx.inputs.region);
-    let filter = Filter { allowed: Some(allowed), excluded: &cx.inputs.shown };
+    let (bundle, inputs) = (&cx.serving.bundle, &cx.inputs);
+    let filter = Filter { allowed: Some(bundle.allowed(inputs.region)), excluded: &inputs.shown };
     let scratch = &mut *cx.scratch;
-    cx.bundle.index.search(
-        &scratch.vector,
-        cx.config.candidates,
-        &filter,
-        &mut scratch.search,
-        &mut scratch.hits,
-    );
+    let (vector, hits) = (&scratch.vector, &mut scratch.hits);
+    bundle.index.search(vector, inputs.candidates, &filter, &mut scratch.search, hits);
     scratch.candidates.clear();
-    scratch.candidates.extend(scratch.hits.iter().enumerate().map(|(rank, hit)| Candidate {
+    scratch.candidates.extend(hits.iter().enumerate().map(|(rank, hit)| Candidate {
         item: hit.item,
         similarity: hit.score,
         retrieval_rank: rank as f32,
         retrieval_score: hit.score,
     }));
-    if scratch.candidates.len() < cx.inputs.num_items {
+    if scratch.candidates.len() < inputs.num_items {
         let count = scratch.candidates.len();
-        let region = cx.inputs.region.map(|at| cx.bundle.items.regions()[at].as_str());
+        let region = inputs.region.map(|at| bundle.items.regions()[at].as_str());
         let place = region.map_or(String::new(), |name| format!(" in region `{name}`"));
         let text = format!("only {count} items are in stock{place} and not shown lately");
         cx.reasons.push(Reason { code: "few_eligible_items", count, text });

@@ -2,21 +2,26 @@
 //! the item alone lie ready in the bundle, unless the ranker wants whole rows.
 
 use super::Context;
+use super::context::{Inputs, request_input};
+use super::serving::Serving;
 
-/// Fills constants and columns; keeps every candidate and its order.
+/// Fills the user and context columns, which need no candidate.
+pub fn constants(serving: &Serving, inputs: &Inputs, out: &mut [f32]) {
+    serving.bundle.plan.constants(&request_input(serving, inputs), out);
+}
+
+/// Fills the columns of the candidates; keeps every candidate and its order.
 pub fn run(cx: &mut Context) {
-    let plan = &cx.bundle.plan;
-    let mut constants = std::mem::take(&mut cx.scratch.constants);
-    let mut columns = std::mem::take(&mut cx.scratch.columns);
-    let request = cx.request_input();
-    plan.constants(&request, &mut constants);
-    let (items, candidates) = (cx.bundle.items.columns(), &cx.scratch.candidates);
-    if cx.bundle.ranking.wants_all_columns() {
+    let bundle = &cx.serving.bundle;
+    let request = request_input(&cx.serving, &cx.inputs);
+    let scratch = &mut *cx.scratch;
+    let (candidates, columns) = (&scratch.candidates, &mut scratch.columns);
+    let (plan, items) = (&bundle.plan, bundle.items.columns());
+    if bundle.ranking.wants_all_columns() {
         columns.resize(plan.column_count() * candidates.len(), 0.0);
-        plan.columns(&request, items, candidates, &mut columns);
+        plan.columns(&request, items, candidates, columns);
     } else {
         columns.resize(plan.request_column_count() * candidates.len(), 0.0);
-        plan.request_columns(&request, items, candidates, &mut columns);
+        plan.request_columns(&request, items, candidates, columns);
     }
-    (cx.scratch.constants, cx.scratch.columns) = (constants, columns);
 }

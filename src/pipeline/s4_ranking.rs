@@ -11,12 +11,12 @@ use crate::monitor::Fallback;
 
 /// Fills the ranked list, parallel to the candidates; keeps every candidate and its order.
 pub fn run(cx: &mut Context) {
-    let needed = Duration::from_micros(cx.config.ranking_min_us);
+    let needed = Duration::from_micros(cx.serving.settings.pipeline.ranking_min_us);
     let ranked_ok = cx.deadline.allows(needed) && score(cx);
     let scratch = &mut *cx.scratch;
     scratch.ranked.clear();
     if ranked_ok {
-        let ranker = &cx.bundle.ranker;
+        let ranker = &cx.serving.bundle.ranker;
         let scores = scratch.candidates.iter().zip(&scratch.raw);
         scratch.ranked.extend(
             scores.map(|(c, &raw)| Ranked { item: c.item, score: ranker.probability(raw) as f32 }),
@@ -33,14 +33,12 @@ pub fn run(cx: &mut Context) {
 }
 
 fn score(cx: &mut Context) -> bool {
+    let Some(ahead) = &mut cx.ahead else { return false };
     let scratch = &mut *cx.scratch;
-    let rows = scratch.candidates.len();
     scratch.raw.clear();
-    scratch.raw.resize(rows, 0.0);
-    let ranking = &cx.bundle.ranking;
-    // The constants need no candidate: this step may move to where retrieval is waited for.
-    ranking.specialise(&scratch.constants, &mut scratch.ranking);
+    scratch.raw.resize(scratch.candidates.len(), 0.0);
     let items = scratch.candidates.iter().map(|candidate| candidate.item);
-    ranking.score(items, &scratch.columns, &mut scratch.ranking, &mut scratch.raw)
+    let ranking = &cx.serving.bundle.ranking;
+    ranking.score(items, &scratch.columns, &mut ahead.ranking, &mut scratch.raw)
         && scratch.raw.iter().all(|raw| raw.is_finite())
 }

@@ -46,14 +46,15 @@ impl Config {
 
 /// Orders the ranked list by its final score and cuts it to what is shown.
 pub fn run(cx: &mut Context) {
-    let items = &cx.bundle.items;
-    let blocked = items.label_bits(&cx.rules.blocked_labels);
+    let serving = cx.serving.clone();
+    let (items, rules) = (&serving.bundle.items, &serving.settings.rules);
+    let blocked = items.label_bits(&rules.blocked_labels);
     let mut ranked = std::mem::take(&mut cx.scratch.ranked);
     let mut drops = Drops::default();
     ranked.retain(|r| keep(items.labels(r.item) & blocked == 0, &mut drops.blocked_label));
     ranked.retain(|r| keep(!cx.inputs.shown.contains(&r.item), &mut drops.recently_shown));
     for r in &mut ranked {
-        r.score *= 1.0 + boost(cx.rules, items.age_days(r.item, cx.inputs.time_ms));
+        r.score *= 1.0 + boost(rules, items.age_days(r.item, cx.inputs.time_ms));
     }
     ranked.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.item.cmp(&b.item)));
     take(cx, &mut ranked, &mut drops);
@@ -79,6 +80,7 @@ fn boost(config: &Config, age_days: Option<f64>) -> f32 {
 
 /// Keeps the best `num_items` that are neither duplicates nor over their category's cap.
 fn take(cx: &mut Context, ranked: &mut Vec<Ranked>, drops: &mut Drops) {
+    let (items, rules) = (&cx.serving.bundle.items, &cx.serving.settings.rules);
     let counts = &mut cx.scratch.categories;
     counts.clear();
     let mut taken = 0;
@@ -90,12 +92,12 @@ fn take(cx: &mut Context, ranked: &mut Vec<Ranked>, drops: &mut Drops) {
         if !keep(!ranked[..taken].iter().any(|r| r.item == candidate.item), &mut drops.duplicate) {
             continue;
         }
-        if let Some(category) = cx.bundle.items.category_code(candidate.item) {
+        if let Some(category) = items.category_code(candidate.item) {
             let at = counts.iter().position(|&(c, _)| c == category).unwrap_or_else(|| {
                 counts.push((category, 0));
                 counts.len() - 1
             });
-            if !keep(counts[at].1 < cx.rules.max_per_category, &mut drops.category_cap) {
+            if !keep(counts[at].1 < rules.max_per_category, &mut drops.category_cap) {
                 continue;
             }
             counts[at].1 += 1;
@@ -108,7 +110,7 @@ fn take(cx: &mut Context, ranked: &mut Vec<Ranked>, drops: &mut Drops) {
 
 fn explain(cx: &mut Context) {
     let Drops { blocked_label, duplicate, recently_shown, category_cap } = cx.drops;
-    let cap = cx.rules.max_per_category;
+    let cap = cx.serving.settings.rules.max_per_category;
     let causes = [
         ("blocked_label", blocked_label, "candidates carry a blocked label".to_owned()),
         ("duplicate", duplicate, "candidates were there already".to_owned()),

@@ -5,7 +5,8 @@ use super::answer::{Answer, AnswerItem, Timings};
 
 /// Makes the answer; its timings are the caller's to set.
 pub fn run(cx: &mut Context) -> Answer {
-    let items = &cx.bundle.items;
+    let bundle = &cx.serving.bundle;
+    let items = &bundle.items;
     let item = |r: &super::context::Ranked| AnswerItem {
         item_id: items.ids().id(r.item.0).to_owned(),
         title: items.title(r.item).map(str::to_owned),
@@ -17,8 +18,8 @@ pub fn run(cx: &mut Context) -> Answer {
     };
     Answer {
         request_id: cx.inputs.request_id.clone(),
-        bundle_version: cx.bundle.manifest.bundle_version.clone(),
-        variant: cx.config.variant.clone(),
+        bundle_version: bundle.manifest.bundle_version.clone(),
+        variant: cx.serving.settings.pipeline.variant.clone(),
         items: cx.scratch.ranked.iter().map(item).collect(),
         degraded: cx.degraded.iter().map(|fallback| fallback.name()).collect(),
         reasons: std::mem::take(&mut cx.reasons),

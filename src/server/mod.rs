@@ -23,8 +23,11 @@ use crate::monitor::{self, Exporter, Health};
 use crate::pipeline::Engine;
 
 mod console;
+mod follow;
 mod routes;
 pub mod wire;
+
+pub use follow::Source;
 
 /// Section `[server]`.
 #[derive(Debug, Clone, Deserialize)]
@@ -120,6 +123,8 @@ pub struct Parts {
     pub requests: Log<RequestRecord>,
     pub health: Arc<Health>,
     pub exporter: Exporter,
+    /// Where new bundles come from; `None` keeps the first one.
+    pub source: Option<Source>,
 }
 
 /// What every worker shares.
@@ -193,13 +198,14 @@ async fn open(
     let loaded = spawn_blocking(load).await.unwrap_or_else(|panic| Err(Box::new(panic)));
     match loaded {
         Ok(engine) => {
-            let version = engine.bundle_version().to_owned();
+            let version = engine.serving().version().to_owned();
             if shared.engine.set(engine).is_ok() {
                 monitor::bundle(&version);
                 shared.parts.health.set("bundle", true, version.as_str());
                 shared.parts.health.set_ready();
                 monitor::ready(shared.parts.health.is_ready());
                 tracing::info!(bundle = version, "ready");
+                follow::start(&shared);
             }
             Ok(())
         }

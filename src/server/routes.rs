@@ -61,6 +61,10 @@ async fn recommendations(http: HttpRequest, body: Payload, shared: Data<Shared>)
 }
 
 async fn recommend(http: &HttpRequest, body: Payload, shared: &Shared) -> Result<Vec<u8>, Fault> {
+    // An overloaded server says no before it reads, parses or asks Redis anything.
+    if let Some(engine) = shared.engine.get() {
+        engine.admits().map_err(refused)?;
+    }
     let ask = wire::ask(&read(http, body, shared).await?)?;
     let engine = engine(shared)?;
     let timings = ask.timings;
@@ -186,7 +190,8 @@ async fn readyz(shared: Data<Shared>) -> HttpResponse {
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
-    let version = shared.engine.get().map(Engine::bundle_version);
+    let serving = shared.engine.get().map(Engine::serving);
+    let version = serving.as_ref().map(|serving| serving.version());
     let body = wire::readiness(phase, version, &health.components());
     observe(Route::Probe, Instant::now(), json(status, body))
 }

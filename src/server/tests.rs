@@ -26,7 +26,7 @@ fn shared(dir: &std::path::Path, config: Config) -> Arc<Shared> {
     let health = Arc::new(Health::new());
     let events = Log::start(dir, &log, health.clone()).unwrap();
     let requests = Log::start(dir, &log, health.clone()).unwrap();
-    let parts = Parts { events, requests, health, exporter: exporter() };
+    let parts = Parts { events, requests, health, exporter: exporter(), source: None };
     Arc::new(Shared { config, parts, engine: OnceLock::new() })
 }
 

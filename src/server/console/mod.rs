@@ -40,13 +40,14 @@ pub async fn page() -> HttpResponse {
 pub async fn choices(shared: Data<Shared>) -> HttpResponse {
     answer(shared, |shared| {
         let engine = engine(shared)?;
-        let bundle = engine.bundle();
+        let serving = engine.serving();
+        let bundle = &serving.bundle;
         let devices = DEVICES.iter().find_map(|name| bundle.dictionaries.get(name));
         let devices = devices.map_or(Vec::new(), |dictionary| {
             (0..dictionary.len() as u32).filter_map(|code| dictionary.value(code)).collect()
         });
         let choices = wire::Choices {
-            bundle_version: engine.bundle_version(),
+            bundle_version: serving.version(),
             users: bundle.users.ids().len(),
             items: bundle.items.len(),
             sample: engine.sample_users("", USERS_MAX),

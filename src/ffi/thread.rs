@@ -1,0 +1,15 @@
+//! Scheduling of the calling thread.
+
+/// Lets every other thread of the machine go first: for work that nobody waits for. Where the
+/// system has no such class, nothing changes.
+pub fn yield_to_others() {
+    #[cfg(target_os = "linux")]
+    {
+        let parameter = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the parameter outlives the call; 0 names the calling thread.
+        let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameter) };
+        if result != 0 {
+            tracing::warn!("the system refuses to lower a thread's priority");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Requests of the last moments, kept to be asked again of a bundle that is about to serve: they
+//! bring its pages into memory and its code paths into caches before anybody waits for them.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::answer::Timings;
+use super::context::{Call, Context, Scratch};
+use super::deadline::Deadline;
+use super::engine::Request;
+use super::gather;
+use super::serving::Serving;
+use crate::store::Users;
+
+/// Requests that are kept.
+const KEPT: usize = 256;
+/// One request in so many is kept, so that the lock is rarely taken.
+const EVERY: u64 = 8;
+/// A replayed request is never late.
+const UNHURRIED: Duration = Duration::from_secs(60);
+
+/// The requests, newest last.
+#[derive(Default)]
+pub struct Recent {
+    seen: AtomicU64,
+    kept: Mutex<VecDeque<Request>>,
+}
+
+impl Recent {
+    /// Keeps a request, or not.
+    pub fn offer(&self, request: &Request) {
+        if !self.seen.fetch_add(1, Relaxed).is_multiple_of(EVERY) {
+            return;
+        }
+        // Whoever replays holds the lock: this one is not kept.
+        let Ok(mut kept) = self.kept.try_lock() else { return };
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(request.clone());
+    }
+
+    /// Asks them of `serving` on the calling thread; nothing is counted, kept or logged.
+    pub fn replay(&self, serving: &Arc<Serving>, users: &Users) -> usize {
+        let requests: Vec<Request> =
+            self.kept.lock().map(|kept| kept.iter().cloned().collect()).unwrap_or_default();
+        let mut scratch = Box::new(Scratch::new(serving));
+        for request in &requests {
+            let candidates = serving.settings.pipeline.candidates;
+            let (inputs, _) = gather::inputs(serving, users, request, candidates);
+            let call = Call {
+                serving: serving.clone(),
+                inputs: Arc::new(inputs),
+                deadline: Deadline::after(UNHURRIED),
+                cached: None,
+                degraded: Vec::new(),
+                timings: Timings::default(),
+            };
+            let mut cx = Context::new(call, scratch);
+            super::run(&mut cx);
+            scratch = cx.into_scratch();
+        }
+        requests.len()
+    }
+}
