@@ -26,6 +26,7 @@ pub struct Config {
     pub store: store::Config,
     pub events: events::Config,
     pub registry: bundle::Config,
+    pub items: pipeline::ItemsConfig,
     pub pipeline: pipeline::Config,
     pub rules: pipeline::RulesConfig,
     pub regions: pipeline::RegionConfig,
@@ -87,6 +88,7 @@ impl Config {
         self.store.check()?;
         self.events.check()?;
         self.registry.check()?;
+        self.items.check()?;
         self.pipeline.check()?;
         self.rules.check()?;
         Ok(self.regions.check()?)

@@ -6,14 +6,19 @@
 //! ```
 //! Invariant: an opened [`Bundle`] fits together. The ranker's columns are the schema's, every
 //! column that schema and towers read exists, the index holds one vector an item; anything else
-//! is refused on opening with the difference. This module does not know requests.
+//! is refused on opening with the difference. Items may change while it serves (`live_items`), in the
+//! order of the registry's change log (`change_log`). This module does not know requests.
 
+mod change_log;
+mod live_items;
 mod manifest;
 mod ranking;
 mod registry;
 
 use std::path::{Path, PathBuf};
 
+pub use change_log::{Attribute, Batch, Change, ChangeLog, Patch, Upsert};
+pub use live_items::{Prepared, Refused};
 pub use manifest::{
     Error as ManifestError, FILE_NAME as MANIFEST_FILE, FORMAT_VERSION, FileEntry, Manifest,
     TowerInputs,
@@ -60,6 +65,8 @@ pub struct Bundle {
     /// The ranker over this bundle's items.
     pub ranking: Ranking,
     tower_user: TowerUser,
+    tower_item: live_items::TowerItem,
+    applied: live_items::Applied,
     #[cfg(feature = "etl")]
     dir: PathBuf,
 }
@@ -111,8 +118,8 @@ pub enum Error {
     Size { what: &'static str, found: usize, items: usize },
     #[error("{what}: {found}, but towers.bin has {expected}: not one bundle")]
     TowerWidth { what: &'static str, found: usize, expected: usize },
-    #[error("the towers read `{column}`, which users.bin does not have")]
-    TowerColumn { column: String },
+    #[error("the towers read `{column}`, which {file} does not have")]
+    TowerColumn { column: String, file: &'static str },
 }
 
 impl Bundle {
@@ -154,9 +161,11 @@ impl Bundle {
         let plan = Plan::new(&schema, &users, items.columns())?;
         let ranking = Ranking::new(&ranker, &plan, items.columns())?;
         let tower_user = TowerUser::new(&manifest.tower_inputs, users.columns())?;
+        let tower_item =
+            live_items::TowerItem::new(&manifest.tower_inputs, items.columns().names())?;
         let regions = (0..items.regions().len()).map(Some);
         let allowed = std::iter::once(None).chain(regions);
-        let allowed = allowed.map(|region| index.allow(items.eligible(region))).collect();
+        let allowed = allowed.map(|region| index.allow(&items.eligible(region))).collect();
         Ok(Self {
             manifest,
             schema,
@@ -170,6 +179,8 @@ impl Bundle {
             ranker,
             ranking,
             tower_user,
+            tower_item,
+            applied: live_items::Applied::default(),
             #[cfg(feature = "etl")]
             dir: dir.to_owned(),
         })
@@ -239,14 +250,8 @@ impl EncodeScratch {
 impl TowerUser {
     /// Finds the columns in a user table.
     pub fn new(inputs: &TowerInputs, columns: &[String]) -> Result<Self, Error> {
-        let find = |names: &[String]| {
-            let position = |name: &String| {
-                let at = columns.iter().position(|column| column == name);
-                at.ok_or_else(|| Error::TowerColumn { column: name.clone() })
-            };
-            names.iter().map(position).collect::<Result<Vec<_>, _>>()
-        };
-        Ok(Self { codes: find(&inputs.user_codes)?, dense: find(&inputs.user_dense)? })
+        let codes = positions(&inputs.user_codes, columns, files::USERS)?;
+        Ok(Self { codes, dense: positions(&inputs.user_dense, columns, files::USERS)? })
     }
 
     /// Encodes a user of that table into `out`.
@@ -265,6 +270,19 @@ impl TowerUser {
         dense.extend(self.dense.iter().map(|&at| user.value(at)));
         towers.encode_user(&UserInput { history, codes, dense }, space, out);
     }
+}
+
+/// Where the columns that the towers read stand in a table.
+fn positions(
+    names: &[String],
+    columns: &[String],
+    file: &'static str,
+) -> Result<Vec<usize>, Error> {
+    let position = |name: &String| {
+        let at = columns.iter().position(|column| column == name);
+        at.ok_or_else(|| Error::TowerColumn { column: name.clone(), file })
+    };
+    names.iter().map(position).collect()
 }
 
 /// A category code of a column as the towers want it.

@@ -26,6 +26,8 @@ pub enum RankerEngine {
 pub struct Ranking {
     evaluator: Evaluator,
     bins: Bins,
+    /// Positions among the plan's columns of those that depend on the item alone.
+    item_only: Vec<usize>,
     #[cfg(feature = "etl")]
     reference: Option<Predictor>,
 }
@@ -56,9 +58,18 @@ impl Ranking {
         Ok(Self {
             evaluator,
             bins,
+            item_only: places,
             #[cfg(feature = "etl")]
             reference: None,
         })
+    }
+
+    /// The bytes of one item whose item columns have these values.
+    pub fn bins_of(&self, plan: &Plan, values: &[f32]) -> Vec<u8> {
+        let bins = self.evaluator.bin_items(1, |place, _, out| {
+            out[0] = plan.item_value(self.item_only[place], |column| values[column]);
+        });
+        bins.into_bytes()
     }
 
     /// Lets LightGBM evaluate from now on.
@@ -101,10 +112,12 @@ impl Ranking {
     }
 
     /// Writes the raw scores of candidates, after [`Self::specialise`]. `columns` are those that
-    /// [`Self::wants_all_columns`] says. False when LightGBM refused.
-    pub fn score(
+    /// [`Self::wants_all_columns`] says; `late` gives candidates by position, ascending, whose bytes
+    /// ([`Self::bins_of`]) are not those of the build. False when LightGBM refused.
+    pub fn score<'a>(
         &self,
         items: impl Iterator<Item = ItemIdx>,
+        late: impl Iterator<Item = (usize, &'a [u8])> + Clone,
         columns: &[f32],
         scratch: &mut RankScratch,
         out: &mut [f64],
@@ -115,7 +128,8 @@ impl Ranking {
         }
         scratch.items.clear();
         scratch.items.extend(items);
-        self.evaluator.score(&self.bins, &scratch.items, columns, &mut scratch.forest, out);
+        let RankScratch { forest, items, .. } = scratch;
+        self.evaluator.score_with(&self.bins, items, late, columns, forest, out);
         true
     }
 }

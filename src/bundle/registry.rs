@@ -89,6 +89,11 @@ impl Registry {
         Ok(self.root.join("bundles").join(version))
     }
 
+    /// Where its objects lie.
+    pub(super) fn store(&self) -> &LocalFileSystem {
+        &self.store
+    }
+
     /// The newest rollout state and its number; `None` before the first.
     pub async fn current(&self) -> Result<Option<(u64, Rollout)>, Error> {
         let listing = self.store.list_with_delimiter(Some(&Key::from("rollout"))).await?;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::bundle::{Bundle, Registry};
+use crate::bundle::{Bundle, ChangeLog, Registry};
 use crate::config::Config;
 use crate::events::Log;
 use crate::monitor::{self, Health};
-use crate::pipeline::{Engine, Parts, Settings};
+use crate::pipeline::{Engine, ItemChanges, Parts, Settings};
 use crate::server;
 use crate::store::Users;
 
@@ -50,16 +50,23 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("events.dir: create {}", data_dir.display()))?;
     let events = Log::start(data_dir, &config.events, health.clone())?;
     let requests = Log::start(data_dir, &config.events, health.clone())?;
-    let parts = server::Parts { events, requests, health: health.clone(), exporter, source };
+    let poll_items_ms = config.items.poll_ms;
+    let parts =
+        server::Parts { events, requests, health: health.clone(), exporter, source, poll_items_ms };
     actix_web::rt::System::new().block_on(async move {
         let handle = tokio::runtime::Handle::current();
         let server_config = config.server.clone();
         let load = move || -> Result<Engine, Box<dyn std::error::Error + Send + Sync>> {
             let bundle = Bundle::open(&dir, config.registry.verify, &config.index)?;
+            let registry = Registry::open(&config.registry.url)?;
+            let item_changes = ItemChanges::new(ChangeLog::new(registry), config.items);
+            let replayed = handle.block_on(item_changes.replay(&bundle))?;
+            tracing::info!(replayed, "the items' change log is applied");
             let users = handle.block_on(Users::open(&config.store, health))?;
             Ok(Engine::start(Parts {
                 bundle,
                 users,
+                item_changes,
                 settings: Settings {
                     pipeline: config.pipeline,
                     rules: config.rules,

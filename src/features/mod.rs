@@ -18,7 +18,7 @@ mod schema;
 mod users;
 
 pub use dictionary::{Dictionaries, Dictionary};
-pub use items::ItemColumns;
+pub use items::{ItemColumns, ItemRows, LateRows};
 pub use plan::{Candidate, History, Plan, PlanError, RequestInput};
 pub use schema::{Feature, Schema, SchemaError, Scope};
 pub use users::{UserMap, UserRow, UserTable, UserTableBuilder};

@@ -1,7 +1,7 @@
 //! A schema with its columns resolved: fills the constants and the columns of one request.
 
 use super::ops::{self, Op, Role};
-use super::{Feature, HISTORY_MAX, ItemColumns, Schema, UserRow, UserTable};
+use super::{Feature, HISTORY_MAX, ItemColumns, ItemRows, Schema, UserRow, UserTable};
 use crate::types::ItemIdx;
 
 /// One candidate of a request, in retrieval order.
@@ -128,16 +128,22 @@ impl Plan {
 
     /// Fills column `at`, which depends on the item alone, for items from `first_row` on.
     pub fn item_column(&self, at: usize, items: &ItemColumns, first_row: usize, out: &mut [f32]) {
+        for (row, value) in out.iter_mut().enumerate() {
+            *value = self.item_value(at, |column| items.column(column)[first_row + row]);
+        }
+    }
+
+    /// The value of column `at`, which depends on the item alone, for the item whose value in an
+    /// item column is `value(column)`.
+    pub fn item_value(&self, at: usize, value: impl Fn(usize) -> f32) -> f32 {
         let step = &self.columns[at];
         assert!(step.is_item_only(), "column {at} needs a request");
-        for (row, value) in out.iter_mut().enumerate() {
-            let read = |slot: Slot| match slot {
-                Slot::Item(at) => items.column(at)[first_row + row],
-                _ => f32::NAN,
-            };
-            // Neither time nor history is read by an operation of the item alone.
-            *value = step.or_default(scalar(&step.op, 0, 0, read));
-        }
+        let read = |slot: Slot| match slot {
+            Slot::Item(at) => value(at),
+            _ => f32::NAN,
+        };
+        // Neither time nor history is read by an operation of the item alone.
+        step.or_default(scalar(&step.op, 0, 0, read))
     }
 
     /// Number of columns that [`Plan::request_columns`] fills.
@@ -146,27 +152,27 @@ impl Plan {
     }
 
     /// Fills the columns that need a request, in the order of [`Plan::columns`], column-major.
-    pub fn request_columns(
+    pub fn request_columns<'a>(
         &self,
         request: &RequestInput,
-        items: &ItemColumns,
+        items: impl Into<ItemRows<'a>>,
         candidates: &[Candidate],
         out: &mut [f32],
     ) {
         let steps = self.columns.iter().filter(|step| !step.is_item_only());
-        fill_all(steps, request, items, candidates, out);
+        fill_all(steps, request, &items.into(), candidates, out);
     }
 
     /// Fills the item and cross columns: `out` is column-major,
     /// [`Plan::column_count`] x `candidates.len()`.
-    pub fn columns(
+    pub fn columns<'a>(
         &self,
         request: &RequestInput,
-        items: &ItemColumns,
+        items: impl Into<ItemRows<'a>>,
         candidates: &[Candidate],
         out: &mut [f32],
     ) {
-        fill_all(self.columns.iter(), request, items, candidates, out);
+        fill_all(self.columns.iter(), request, &items.into(), candidates, out);
     }
 }
 
@@ -174,7 +180,7 @@ impl Plan {
 fn fill_all<'a>(
     steps: impl Iterator<Item = &'a Step> + Clone,
     request: &RequestInput,
-    items: &ItemColumns,
+    items: &ItemRows,
     candidates: &[Candidate],
     out: &mut [f32],
 ) {
@@ -216,7 +222,32 @@ impl Step {
 fn fill(
     op: &Op<Slot>,
     request: &RequestInput,
-    items: &ItemColumns,
+    items: &ItemRows,
+    candidates: &[Candidate],
+    out: &mut [f32],
+) {
+    let mut buffer = [0.0; HISTORY_MAX];
+    let keys = match op {
+        Op::HistoryCount { of } | Op::HistoryShare { of } | Op::SecondsSinceLast { of } => {
+            history_keys(*of, request, items, &mut buffer)
+        }
+        _ => &[],
+    };
+    fill_from(op, request, keys, |at, item| items.built(at, item), candidates, out);
+    for &position in items.late_positions() {
+        let one = position as usize..=position as usize;
+        let value = |at, item| items.value(at, item);
+        fill_from(op, request, keys, value, &candidates[one.clone()], &mut out[one]);
+    }
+}
+
+/// [`fill`] with the item columns as a function, and the keys of the history of the operations that
+/// look for the candidate in it.
+fn fill_from(
+    op: &Op<Slot>,
+    request: &RequestInput,
+    keys: &[f32],
+    value: impl Fn(usize, ItemIdx) -> f32,
     candidates: &[Candidate],
     out: &mut [f32],
 ) {
@@ -225,32 +256,31 @@ fn fill(
             *value = f(candidate);
         }
     };
-    match op {
+    match *op {
         Op::Dot => each(out, &|c| c.similarity),
         Op::RetrievalRank => each(out, &|c| c.retrieval_rank),
         Op::RetrievalScore => each(out, &|c| c.retrieval_score),
         Op::Lookup { map: Slot::Map(map), key: Slot::Item(key) } => {
-            let (map, key) = (request.user.map(*map), items.column(*key));
-            each(out, &|c| map.get(key[c.item.row()]));
+            let map = request.user.map(map);
+            each(out, &|c| map.get(value(key, c.item)));
         }
-        Op::HistoryCount { of } | Op::HistoryShare { of } | Op::SecondsSinceLast { of } => {
-            let mut buffer = [0.0; HISTORY_MAX];
-            let keys = history_keys(*of, request, items, &mut buffer);
-            let key = |c: &Candidate| item_key(*of, items, c.item);
-            match op {
-                Op::HistoryCount { .. } => each(out, &|c| ops::history::count(keys, key(c))),
-                Op::HistoryShare { .. } => each(out, &|c| ops::history::share(keys, key(c))),
-                _ => {
-                    let (times, now) = (request.history.times_ms, request.time_ms);
-                    each(out, &|c| ops::history::seconds_since_last(keys, times, key(c), now));
-                }
-            }
+        Op::HistoryCount { of } => {
+            each(out, &|c| ops::history::count(keys, item_key(of, &value, c.item)));
+        }
+        Op::HistoryShare { of } => {
+            each(out, &|c| ops::history::share(keys, item_key(of, &value, c.item)));
+        }
+        Op::SecondsSinceLast { of } => {
+            let (times, now) = (request.history.times_ms, request.time_ms);
+            each(out, &|c| {
+                ops::history::seconds_since_last(keys, times, item_key(of, &value, c.item), now)
+            });
         }
         _ => each(out, &|c| {
             let read = |slot: Slot| match slot {
                 Slot::User(at) => request.user.value(at),
                 Slot::Context(at) => request.context[at],
-                Slot::Item(at) => items.column(at)[c.item.row()],
+                Slot::Item(at) => value(at, c.item),
                 Slot::Map(_) | Slot::ItemItself => f32::NAN,
             };
             scalar(op, request.time_ms, request.history.items.len(), read)
@@ -287,20 +317,20 @@ fn scalar(op: &Op<Slot>, now: i64, history: usize, read: impl Fn(Slot) -> f32) -
 fn history_keys<'b>(
     of: Slot,
     request: &RequestInput,
-    items: &ItemColumns,
+    items: &ItemRows,
     buffer: &'b mut [f32; HISTORY_MAX],
 ) -> &'b [f32] {
     let history = request.history.items;
     for (key, &item) in buffer.iter_mut().zip(history) {
-        *key = item_key(of, items, item);
+        *key = item_key(of, &|at, item| items.value(at, item), item);
     }
     &buffer[..history.len()]
 }
 
 /// The item's row counts exactly up to 2^24 in an `f32`; bits carry it exactly beyond.
-fn item_key(of: Slot, items: &ItemColumns, item: ItemIdx) -> f32 {
+fn item_key(of: Slot, value: &impl Fn(usize, ItemIdx) -> f32, item: ItemIdx) -> f32 {
     match of {
-        Slot::Item(at) => items.column(at)[item.row()],
+        Slot::Item(at) => value(at, item),
         _ => f32::from_bits(item.0),
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::features::LateRows;
 use crate::features::UserTableBuilder;
 use crate::ids::IdTable;
 use crate::types::DAY_MS;
@@ -141,6 +142,42 @@ fn an_absent_column_is_named_with_what_there_is() {
 #[test]
 fn item_keys_are_exact_beyond_the_floats_integers() {
     let (a, b) = (ItemIdx((1 << 24) + 1), ItemIdx((1 << 24) + 2));
-    let none = ItemColumns::new(0);
+    let none = |_: usize, _: ItemIdx| f32::NAN;
     assert_ne!(item_key(Slot::ItemItself, &none, a), item_key(Slot::ItemItself, &none, b));
+}
+
+/// The second item has changed, and a fourth has come.
+struct Changed;
+
+impl LateRows for Changed {
+    fn values(&self, item: ItemIdx) -> Option<&[f32]> {
+        match item.0 {
+            1 => Some(&[7.0, 1.0]),
+            3 => Some(&[1.0, 0.0]),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn late_rows_give_what_columns_with_these_values_would() {
+    let (users, built, schema) = (users(), items(), Schema::parse(SCHEMA).unwrap());
+    let plan = Plan::new(&schema, &users, &built).unwrap();
+    let mut rebuilt = ItemColumns::new(4);
+    rebuilt.insert("items.price", vec![3.0, 7.0, 1.0, 1.0]);
+    rebuilt.insert("items.category", vec![1.0, 1.0, f32::NAN, 0.0]);
+    let bought = [ItemIdx(3), ItemIdx(1), ItemIdx(0)];
+    let request = RequestInput {
+        time_ms: 10 * DAY_MS,
+        user: users.find("ann"),
+        context: &[2.0],
+        history: History::new(&bought, &[9 * DAY_MS; 3]),
+    };
+    let candidates = [3, 2, 1, 0].map(candidate);
+    let late = ItemRows::new(&built, &Changed, &[0, 2]);
+    let (mut found, mut wanted) = (vec![0.0; 6 * 4], vec![0.0; 6 * 4]);
+    plan.columns(&request, late, &candidates, &mut found);
+    plan.columns(&request, &rebuilt, &candidates, &mut wanted);
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&found), bits(&wanted));
 }

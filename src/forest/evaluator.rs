@@ -64,6 +64,11 @@ impl Bins {
     pub fn width(&self) -> usize {
         self.width
     }
+
+    /// The bytes, row by row.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
 }
 
 /// What one thread needs to score; sized for any request of its [`Evaluator`].
@@ -205,6 +210,23 @@ impl Evaluator {
         scratch: &mut Scratch,
         out: &mut [f64],
     ) {
+        self.score_with(bins, items, std::iter::empty(), columns, scratch, out);
+    }
+
+    /// [`Evaluator::score`] where some candidates have bytes of their own instead of a row of
+    /// `bins`: `late` gives their positions, ascending, with [`Bins::width`] bytes each.
+    ///
+    /// # Panics
+    /// As [`Evaluator::score`]; a late item may be outside the bins.
+    pub fn score_with<'a>(
+        &self,
+        bins: &Bins,
+        items: &[ItemIdx],
+        late: impl Iterator<Item = (usize, &'a [u8])> + Clone,
+        columns: &[f32],
+        scratch: &mut Scratch,
+        out: &mut [f64],
+    ) {
         let rows = out.len();
         assert_eq!(columns.len(), self.requested * rows, "one value a cell of the request");
         assert_eq!(bins.width, self.cached_columns.len(), "bins of another model");
@@ -218,7 +240,19 @@ impl Evaluator {
             if !cached.is_empty() {
                 let picks = &mut scratch.picks[..out.len()];
                 picks.iter_mut().zip(&items[first..]).for_each(|(pick, item)| *pick = item.0);
-                kernel::gather(&bins.bytes, bins.width, picks, cached);
+                let end = first + picks.len();
+                let late = late.clone().skip_while(|&(at, _)| at < first);
+                let late = late.take_while(|&(at, _)| at < end);
+                // Any row will do for what is overwritten.
+                late.clone().for_each(|(at, _)| picks[at - first] = 0);
+                if bins.rows > 0 {
+                    kernel::gather(&bins.bytes, bins.width, picks, cached);
+                }
+                for (at, bytes) in late {
+                    assert_eq!(bytes.len(), bins.width, "one byte a cached column");
+                    let planes = bytes.iter().zip(cached.iter_mut());
+                    planes.for_each(|(&byte, plane)| plane.0[at - first] = byte);
+                }
             }
             for (column, plane) in self.request_columns.iter().zip(requested) {
                 let values = &columns[column.feature as usize * rows + first..][..out.len()];

@@ -116,6 +116,7 @@ labels! {
     Route {
         Recommendations = "recommendations",
         Events = "events",
+        Items = "items",
         Console = "console",
         Probe = "probe",
         Metrics = "metrics",
@@ -124,10 +125,12 @@ labels! {
 }
 
 /// The statuses that this server answers with; any other is counted as `other`.
-pub const STATUSES: [(u16, &str); 12] = [
+pub const STATUSES: [(u16, &str); 15] = [
     (200, "200"),
     (202, "202"),
     (400, "400"),
+    (401, "401"),
+    (403, "403"),
     (404, "404"),
     (405, "405"),
     (408, "408"),
@@ -136,6 +139,7 @@ pub const STATUSES: [(u16, &str); 12] = [
     (429, "429"),
     (500, "500"),
     (503, "503"),
+    (507, "507"),
     (0, "other"),
 ];
 

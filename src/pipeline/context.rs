@@ -7,6 +7,7 @@ use crate::bundle::{EncodeScratch, RankScratch};
 use crate::features::{Candidate, History, RequestInput};
 use crate::index::{self, Hit};
 use crate::monitor::{Fallback, Stage};
+use crate::store::items::{Late, View};
 use crate::types::ItemIdx;
 
 use super::answer::{Reason, Timings};
@@ -48,6 +49,8 @@ pub struct Call {
 /// One request on its way through the stages.
 pub struct Context {
     pub serving: Arc<Serving>,
+    /// What of the items differs from the build; [`Context::settle_items`] settles it.
+    pub late: Arc<Late>,
     pub inputs: Arc<Inputs>,
     pub deadline: Deadline,
     pub cached: Option<Arc<[f32]>>,
@@ -87,6 +90,8 @@ pub struct Scratch {
     /// Written by s2, best first.
     pub hits: Vec<Hit>,
     pub candidates: Vec<Candidate>,
+    /// Positions of candidates that are not what was built, ascending; written by s2.
+    pub late: Vec<u32>,
     /// Written by s3: the item and cross columns that the ranker wants, column-major.
     pub columns: Vec<f32>,
     /// Written by s4, parallel to the candidates.
@@ -119,6 +124,7 @@ impl Scratch {
             vector: vec![0.0; bundle.towers.dim()],
             hits: Vec::with_capacity(candidates),
             candidates: Vec::with_capacity(candidates),
+            late: Vec::with_capacity(candidates),
             columns: Vec::with_capacity(columns),
             raw: Vec::with_capacity(candidates),
             ranked: Vec::with_capacity(candidates),
@@ -143,6 +149,7 @@ impl Context {
         let Call { serving, inputs, deadline, cached, degraded, timings } = call;
         Self {
             ahead: scratch.ahead.take(),
+            late: serving.bundle.items.late(),
             serving,
             inputs,
             deadline,
@@ -167,6 +174,29 @@ impl Context {
         let result = run(self);
         self.timings.stages[stage as usize] += start.elapsed();
         result
+    }
+
+    /// The items as this request sees them.
+    pub fn items(&self) -> View<'_> {
+        self.serving.bundle.items.view_of(self.late.clone())
+    }
+
+    /// Settles which version of the items the rest of the request reads, once the candidates are
+    /// found. One that changed while they were searched, and is no longer offered, is left out here:
+    /// what a filter let pass and what the columns say is thus of one version.
+    pub fn settle_items(&mut self) {
+        let items = &self.serving.bundle.items;
+        self.late = items.late();
+        self.scratch.late.clear();
+        if self.late.is_empty() {
+            return;
+        }
+        let (late, region) = (&self.late, self.inputs.region);
+        let Scratch { candidates, late: positions, .. } = &mut *self.scratch;
+        candidates.retain(|c| late.get(c.item).is_none_or(|item| item.is_offered(region)));
+        let has_content = |c: &Candidate| late.get(c.item).is_some_and(|i| i.content.is_some());
+        let changed = candidates.iter().zip(0..).filter(|(c, _)| has_content(c));
+        positions.extend(changed.map(|(_, at)| at));
     }
 
     /// Notes a fallback once.

@@ -11,12 +11,13 @@ use super::audit::Audit;
 use super::context::Call;
 use super::deadline::Deadline;
 use super::gather;
+use super::item_changes::{self, ItemChanges};
 use super::observe::{self, Counts};
 use super::region::Location;
 use super::serving::{Serving, Settings};
 use super::stages::Stages;
 use super::warm::Recent;
-use crate::bundle::{self, Bundle};
+use crate::bundle::{self, Bundle, Change};
 use crate::executor::{self, Rejected};
 use crate::monitor::Fallback;
 use crate::store::{Tower, Users};
@@ -64,6 +65,7 @@ pub struct HistoryItem {
 pub struct Parts {
     pub bundle: Bundle,
     pub users: Users,
+    pub item_changes: ItemChanges,
     pub settings: Settings,
     pub executor: executor::Config,
 }
@@ -73,6 +75,7 @@ pub struct Engine {
     serving: ArcSwap<Serving>,
     settings: Arc<Settings>,
     users: Users,
+    item_changes: ItemChanges,
     stages: Stages,
     audit: Arc<Audit>,
     recent: Recent,
@@ -92,17 +95,26 @@ pub enum StartError {
     Bundle(#[from] bundle::Error),
 }
 
+/// Why a bundle could not take over.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error(transparent)]
+    Bundle(#[from] bundle::Error),
+    #[error(transparent)]
+    Items(#[from] item_changes::Error),
+}
+
 impl Engine {
     /// Starts the threads.
     pub fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { bundle, users, settings, executor } = parts;
+        let Parts { bundle, users, item_changes, settings, executor } = parts;
         settings.pipeline.check()?;
         let clock = Clock::starting_at(settings.pipeline.clock_starts_at_ms()?);
         let audit = Arc::new(Audit::start(settings.pipeline.recall_audit_share)?);
         let settings = Arc::new(settings);
         let serving = ArcSwap::from_pointee(Serving::new(1, bundle, settings.clone())?);
         let (stages, recent) = (Stages::start(&executor)?, Recent::default());
-        Ok(Self { serving, settings, users, stages, audit, recent, clock })
+        Ok(Self { serving, settings, users, item_changes, stages, audit, recent, clock })
     }
 
     /// Whether a request would be refused now: a refusal that costs less than reading the request.
@@ -167,23 +179,43 @@ impl Engine {
 
     /// Replaces the bundle without a request noticing: prepares the new one, asks it the last
     /// requests, publishes it, and lets the old one go when its last reader has left. Takes
-    /// seconds; to be called from a thread of low priority.
+    /// seconds of computing; to be driven by a thread of low priority.
     ///
     /// # Errors
-    /// When the new bundle cannot serve under this configuration; the old one goes on.
-    pub fn publish(&self, bundle: Bundle) -> Result<(), bundle::Error> {
+    /// When the new bundle cannot serve under this configuration, or the change log of items cannot
+    /// be read; the old one goes on.
+    pub async fn publish(&self, bundle: Bundle) -> Result<(), PublishError> {
+        self.item_changes.replay(&bundle).await?;
         let number = self.serving.load().number + 1;
         let next = Arc::new(Serving::new(number, bundle, self.settings.clone())?);
         let replayed = self.recent.replay(&next, &self.users);
         let version = next.version().to_owned();
-        let old = self.serving.swap(next);
+        let swap = || self.serving.swap(next.clone());
+        let old = self.item_changes.publish(&next.bundle, swap).await?;
         tracing::info!(bundle = version, replayed, "published");
         // Not left to a request: giving gigabytes back takes longer than an answer may.
         let since = Instant::now();
         while Arc::strong_count(&old) > 1 && since.elapsed() < READERS_LEAVE_MAX {
-            std::thread::sleep(Duration::from_millis(5));
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+
+    /// Takes changes of items, all or none; requests that begin afterwards see them. Returns their
+    /// number in the change log.
+    ///
+    /// # Errors
+    /// When one of them is refused, or the log cannot be written.
+    pub async fn change_items(&self, changes: Vec<Change>) -> Result<u64, item_changes::Error> {
+        self.item_changes.take(|| self.serving(), self.now_ms(), changes).await
+    }
+
+    /// Applies the changes of items that other replicas took; returns the number of batches.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn follow_items(&self) -> Result<usize, item_changes::Error> {
+        self.item_changes.follow(|| self.serving()).await
     }
 
     /// Now, on the engine's clock.
@@ -205,9 +237,9 @@ impl Engine {
     pub fn history(&self, user: &UserId) -> Vec<HistoryItem> {
         let serving = self.serving();
         let (items, times) = gather::history(&serving, &self.users, user);
-        let table = &serving.bundle.items;
+        let table = serving.bundle.items.view();
         let event = |(&item, &time_ms): (&ItemIdx, &i64)| HistoryItem {
-            item_id: table.ids().id(item.0).to_owned(),
+            item_id: table.id(item).to_owned(),
             title: table.title(item).map(str::to_owned),
             category: table.category(item).map(str::to_owned),
             price: table.price(item),

@@ -18,6 +18,7 @@ mod context;
 mod deadline;
 mod engine;
 mod gather;
+mod item_changes;
 mod observe;
 mod region;
 mod s1_user_embedding;
@@ -39,7 +40,8 @@ use crate::monitor::Stage;
 use context::{Ahead, Context, Inputs};
 
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
-pub use engine::{Engine, Error, HistoryItem, Parts, Request, StartError};
+pub use engine::{Engine, Error, HistoryItem, Parts, PublishError, Request, StartError};
+pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges};
 pub use region::{Config as RegionConfig, Location};
 pub use s5_rules::Config as RulesConfig;
 pub use serving::{Serving, Settings};

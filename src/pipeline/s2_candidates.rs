@@ -10,7 +10,8 @@ use crate::index::Filter;
 
 /// Fills the candidates, best first.
 pub fn run(cx: &mut Context) {
-    let (bundle, inputs) = (&cx.serving.bundle, &cx.inputs);
+    let serving = cx.serving.clone();
+    let (bundle, inputs) = (&serving.bundle, cx.inputs.clone());
     let filter = Filter { allowed: Some(bundle.allowed(inputs.region)), excluded: &inputs.shown };
     let scratch = &mut *cx.scratch;
     let (vector, hits) = (&scratch.vector, &mut scratch.hits);
@@ -22,8 +23,9 @@ pub fn run(cx: &mut Context) {
         retrieval_rank: rank as f32,
         retrieval_score: hit.score,
     }));
-    if scratch.candidates.len() < inputs.num_items {
-        let count = scratch.candidates.len();
+    cx.settle_items();
+    let count = cx.scratch.candidates.len();
+    if count < inputs.num_items {
         let region = inputs.region.map(|at| bundle.items.regions()[at].as_str());
         let place = region.map_or(String::new(), |name| format!(" in region `{name}`"));
         let text = format!("only {count} items are in stock{place} and not shown lately");

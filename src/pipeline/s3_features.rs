@@ -4,6 +4,7 @@
 use super::Context;
 use super::context::{Inputs, request_input};
 use super::serving::Serving;
+use crate::features::ItemRows;
 
 /// Fills the user and context columns, which need no candidate.
 pub fn constants(serving: &Serving, inputs: &Inputs, out: &mut [f32]) {
@@ -14,9 +15,11 @@ pub fn constants(serving: &Serving, inputs: &Inputs, out: &mut [f32]) {
 pub fn run(cx: &mut Context) {
     let bundle = &cx.serving.bundle;
     let request = request_input(&cx.serving, &cx.inputs);
+    let view = bundle.items.view_of(cx.late.clone());
     let scratch = &mut *cx.scratch;
     let (candidates, columns) = (&scratch.candidates, &mut scratch.columns);
-    let (plan, items) = (&bundle.plan, bundle.items.columns());
+    let items = ItemRows::new(bundle.items.columns(), &view, &scratch.late);
+    let plan = &bundle.plan;
     if bundle.ranking.wants_all_columns() {
         columns.resize(plan.column_count() * candidates.len(), 0.0);
         plan.columns(&request, items, candidates, columns);

@@ -38,7 +38,12 @@ fn score(cx: &mut Context) -> bool {
     scratch.raw.clear();
     scratch.raw.resize(scratch.candidates.len(), 0.0);
     let items = scratch.candidates.iter().map(|candidate| candidate.item);
+    let (changed, candidates) = (&cx.late, &scratch.candidates);
+    let late = scratch.late.iter().filter_map(|&at| {
+        let item = changed.get(candidates[at as usize].item)?;
+        Some((at as usize, &item.content.as_ref()?.bins[..]))
+    });
     let ranking = &cx.serving.bundle.ranking;
-    ranking.score(items, &scratch.columns, &mut ahead.ranking, &mut scratch.raw)
+    ranking.score(items, late, &scratch.columns, &mut ahead.ranking, &mut scratch.raw)
         && scratch.raw.iter().all(|raw| raw.is_finite())
 }

@@ -11,6 +11,7 @@ use super::ConfigError;
 use super::Context;
 use super::answer::Reason;
 use super::context::{Drops, Ranked};
+use crate::store::items::View;
 
 /// Section `[rules]`.
 #[derive(Debug, Clone, Deserialize)]
@@ -47,7 +48,8 @@ impl Config {
 /// Orders the ranked list by its final score and cuts it to what is shown.
 pub fn run(cx: &mut Context) {
     let serving = cx.serving.clone();
-    let (items, rules) = (&serving.bundle.items, &serving.settings.rules);
+    let items = serving.bundle.items.view_of(cx.late.clone());
+    let rules = &serving.settings.rules;
     let blocked = items.label_bits(&rules.blocked_labels);
     let mut ranked = std::mem::take(&mut cx.scratch.ranked);
     let mut drops = Drops::default();
@@ -57,7 +59,7 @@ pub fn run(cx: &mut Context) {
         r.score *= 1.0 + boost(rules, items.age_days(r.item, cx.inputs.time_ms));
     }
     ranked.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.item.cmp(&b.item)));
-    take(cx, &mut ranked, &mut drops);
+    take(cx, &items, &mut ranked, &mut drops);
     cx.scratch.ranked = ranked;
     cx.drops = drops;
     if cx.scratch.ranked.len() < cx.inputs.num_items {
@@ -79,8 +81,8 @@ fn boost(config: &Config, age_days: Option<f64>) -> f32 {
 }
 
 /// Keeps the best `num_items` that are neither duplicates nor over their category's cap.
-fn take(cx: &mut Context, ranked: &mut Vec<Ranked>, drops: &mut Drops) {
-    let (items, rules) = (&cx.serving.bundle.items, &cx.serving.settings.rules);
+fn take(cx: &mut Context, items: &View, ranked: &mut Vec<Ranked>, drops: &mut Drops) {
+    let rules = &cx.serving.settings.rules;
     let counts = &mut cx.scratch.categories;
     counts.clear();
     let mut taken = 0;

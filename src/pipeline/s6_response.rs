@@ -6,9 +6,9 @@ use super::answer::{Answer, AnswerItem, Timings};
 /// Makes the answer; its timings are the caller's to set.
 pub fn run(cx: &mut Context) -> Answer {
     let bundle = &cx.serving.bundle;
-    let items = &bundle.items;
+    let items = cx.items();
     let item = |r: &super::context::Ranked| AnswerItem {
-        item_id: items.ids().id(r.item.0).to_owned(),
+        item_id: items.id(r.item).to_owned(),
         title: items.title(r.item).map(str::to_owned),
         category: items.category(r.item).map(str::to_owned),
         price: items.price(r.item),

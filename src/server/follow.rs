@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use super::Shared;
 use crate::bundle::{Bundle, Registry};
 use crate::monitor;
@@ -28,7 +30,7 @@ pub fn start(shared: &Arc<Shared>) {
     let Some(source) = shared.parts.source.clone() else { return };
     // The server lives as long as the process; a stopped one ends the thread by letting go.
     let shared = Arc::downgrade(shared);
-    let handle = tokio::runtime::Handle::current();
+    let handle = Handle::current();
     let body = move || {
         ffi::thread::yield_to_others();
         let mut seen = None;
@@ -38,7 +40,7 @@ pub fn start(shared: &Arc<Shared>) {
             match handle.block_on(source.registry.current()) {
                 Ok(Some((number, rollout))) if seen != Some(number) => {
                     seen = Some(number);
-                    turn_to(&shared, &source, &rollout.bundle);
+                    turn_to(&shared, &source, &handle, &rollout.bundle);
                 }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "cannot read the registry; trying again"),
@@ -51,7 +53,7 @@ pub fn start(shared: &Arc<Shared>) {
 }
 
 /// Publishes a version, unless it serves already.
-fn turn_to(shared: &Shared, source: &Source, version: &str) {
+fn turn_to(shared: &Shared, source: &Source, handle: &Handle, version: &str) {
     let Some(engine) = shared.engine.get() else { return };
     if engine.serving().version() == version {
         return;
@@ -60,7 +62,7 @@ fn turn_to(shared: &Shared, source: &Source, version: &str) {
     let opened = || -> Result<(), Box<dyn std::error::Error>> {
         let dir = source.registry.bundle_dir(version)?;
         let bundle = Bundle::open(&dir, source.verify, &source.index)?;
-        Ok(engine.publish(bundle)?)
+        Ok(handle.block_on(engine.publish(bundle))?)
     };
     let health = &shared.parts.health;
     match opened() {

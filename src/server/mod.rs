@@ -8,6 +8,7 @@
 //! Only [`wire`] knows JSON; nothing below this module knows HTTP.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ use crate::executor::Threads;
 use crate::monitor::{self, Exporter, Health};
 use crate::pipeline::Engine;
 
+mod auth;
 mod console;
 mod follow;
+mod items;
 mod routes;
 pub mod wire;
 
@@ -63,6 +66,10 @@ pub struct Config {
     pub event_age_max_days: u32,
     /// ... or this far ahead, seconds, for clocks that differ.
     pub event_ahead_max_s: u32,
+    /// File with the token that lets its bearer change items; empty is nobody.
+    pub items_token_file: PathBuf,
+    /// Items in one body.
+    pub items_max: usize,
     /// Whether `GET /` serves the console page, which shows users' histories.
     pub console: bool,
     /// After SIGTERM: time with `readyz` at 503 before the door closes.
@@ -78,6 +85,8 @@ pub enum Error {
     Zero { key: &'static str },
     #[error("server.{key} names `{kind}`, which is not in server.event_kinds: add it there")]
     Kind { key: &'static str, kind: String },
+    #[error(transparent)]
+    Token(#[from] auth::Error),
     #[error("cannot listen on {address}: {source}")]
     Bind { address: SocketAddr, source: std::io::Error },
     #[error("cannot take signals: {0}")]
@@ -100,6 +109,7 @@ impl Config {
             ("body_timeout_ms", self.body_timeout_ms),
             ("body_bytes_max", self.body_bytes_max as u64),
             ("events_max", self.events_max as u64),
+            ("items_max", self.items_max as u64),
             ("event_kinds", self.event_kinds.len() as u64),
             ("event_age_max_days", self.event_age_max_days.into()),
             ("stop_timeout_s", self.stop_timeout_s),
@@ -125,12 +135,16 @@ pub struct Parts {
     pub exporter: Exporter,
     /// Where new bundles come from; `None` keeps the first one.
     pub source: Option<Source>,
+    /// Time between two looks for changes of items that other replicas took.
+    pub poll_items_ms: u64,
 }
 
 /// What every worker shares.
 struct Shared {
     config: Config,
     parts: Parts,
+    /// Who shows it may change items.
+    items_token: Option<auth::Token>,
     engine: OnceLock<Engine>,
 }
 
@@ -147,17 +161,21 @@ pub async fn run(
     load: impl FnOnce() -> Result<Engine, Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
 ) -> Result<(), Error> {
     config.check()?;
-    let shared = Arc::new(Shared { config: config.clone(), parts, engine: OnceLock::new() });
+    let items_token = auth::Token::open(&config.items_token_file)?;
+    let config = config.clone();
+    let shared = Arc::new(Shared { config, parts, items_token, engine: OnceLock::new() });
     monitor::ready(false);
     let terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
     let interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
     let server = listen(&shared)?;
     let upkeep = rt::spawn(upkeep(shared.parts.exporter.clone()));
     let stopping = rt::spawn(drain(shared.clone(), server.handle(), terminate, interrupt));
+    let following = rt::spawn(items::follow(shared.clone()));
     let loading = rt::spawn(open(shared.clone(), server.handle(), load));
     let ended = server.await.map_err(Error::Ended);
     upkeep.abort();
     stopping.abort();
+    following.abort();
     // A loader still at work when the process is told to stop is not waited for.
     if loading.is_finished() {
         loading.await.unwrap_or(Ok(()))?;

@@ -8,7 +8,7 @@ use actix_web::web::{self, Bytes, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
 
 use super::wire::{self, Ask, EventLimits, Fault};
-use super::{Shared, console};
+use super::{Shared, console, items};
 use crate::events::{EventRecord, Refused, RequestRecord};
 use crate::executor::Rejected;
 use crate::monitor::{self, Phase, Route};
@@ -22,6 +22,8 @@ const STARTING_RETRY_MS: u64 = 1000;
 pub fn all(app: &mut ServiceConfig, with_console: bool) {
     app.service(post("/v1/recommendations", web::post().to(recommendations)))
         .service(post("/v1/events", web::post().to(events)))
+        .service(post("/v1/items", web::post().to(items::upsert)))
+        .service(item("/v1/items/{id}"))
         .service(get("/healthz", healthz))
         .service(get("/readyz", readyz))
         .service(get("/metrics", metrics));
@@ -37,6 +39,14 @@ pub fn all(app: &mut ServiceConfig, with_console: bool) {
 fn post(path: &str, route: actix_web::Route) -> actix_web::Resource {
     let refuse = |http: HttpRequest| async move { wrong_method(&http, "POST") };
     web::resource(path).route(route).default_service(web::to(refuse))
+}
+
+fn item(path: &str) -> actix_web::Resource {
+    let refuse = |http: HttpRequest| async move { wrong_method(&http, "PATCH, DELETE") };
+    web::resource(path)
+        .route(web::patch().to(items::patch))
+        .route(web::delete().to(items::delete))
+        .default_service(web::to(refuse))
 }
 
 fn get<F, A>(path: &str, handler: F) -> actix_web::Resource
@@ -207,7 +217,7 @@ async fn metrics(shared: Data<Shared>) -> HttpResponse {
 
 async fn not_found(http: HttpRequest) -> HttpResponse {
     let message = format!(
-        "no such path `{}`: POST /v1/recommendations, POST /v1/events, GET /healthz, /readyz, \
+        "no such path `{}`: POST /v1/recommendations, POST /v1/events, POST /v1/items, GET /healthz, /readyz, \
          /metrics",
         http.path()
     );
@@ -253,7 +263,7 @@ pub fn observe(route: Route, started: Instant, response: HttpResponse) -> HttpRe
 }
 
 /// The body, bounded in size and time.
-async fn read(http: &HttpRequest, body: Payload, shared: &Shared) -> Result<Bytes, Fault> {
+pub async fn read(http: &HttpRequest, body: Payload, shared: &Shared) -> Result<Bytes, Fault> {
     let found = http.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?"));
     let essence = found.unwrap_or("").split(';').next().unwrap_or("").trim();
     if !essence.eq_ignore_ascii_case("application/json") {

@@ -14,8 +14,10 @@ use crate::pipeline::{Answer, AnswerItem, HistoryItem, Location, STAGES};
 use crate::types::{ItemId, UserId};
 
 mod fields;
+mod items;
 
 use fields::Object;
+pub use items::{item_patch, items, items_taken};
 
 /// Items that one request may ask for.
 pub const NUM_ITEMS_MAX: usize = 100;
@@ -51,6 +53,11 @@ impl Fault {
     /// A 400 at a field.
     fn at(field: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
         Self { field: Some(field.into()), ..Self::new(400, code, message) }
+    }
+
+    /// Names the item of a batch that is at fault.
+    pub fn in_item(self, at: usize) -> Self {
+        Self { field: Some(format!("[{at}]")), ..self }
     }
 
     /// Says when to come back.

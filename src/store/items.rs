@@ -1,13 +1,20 @@
 //! Items in memory: what filters, rules and the answer read of an item, and its feature columns.
 //!
 //! `items.bin` is one section file: ids, feature columns, display strings, filter bitmaps. It is
-//! mapped, so the display strings of ten million items cost memory only when they are shown.
+//! mapped, so the display strings of ten million items cost memory only when they are shown. What
+//! came or changed since lies over it ([`Late`]); a request reads both through one [`View`].
+
+mod late;
 
 use std::path::Path;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
-use crate::features::ItemColumns;
+pub use late::{Content, Late, LateItem};
+
+use crate::features::{ItemColumns, LateRows};
 use crate::ids::{IdTable, Strings};
 use crate::index::Bitmap;
 use crate::sections::{self, Column, Sections, SectionsWriter};
@@ -22,8 +29,9 @@ const NO_CATEGORY: u32 = u32::MAX;
 /// Creation time of an item without one.
 const NO_TIME: i64 = i64::MIN;
 
-/// What the day knows of one item; input of [`Items::save`].
-#[derive(Clone, Debug, Default)]
+/// What the catalogue says of one item; input of [`Items::save`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ItemRecord {
     pub id: String,
     pub title: Option<String>,
@@ -52,8 +60,9 @@ pub struct Items {
     label_names: Vec<String>,
     region_names: Vec<String>,
     in_stock: Bitmap,
-    /// In stock and offered in the region, by region.
-    eligible: Vec<Bitmap>,
+    /// Offered in the region, in stock or not, by region.
+    offered: Vec<Bitmap>,
+    late: ArcSwap<Late>,
 }
 
 /// Why items were refused.
@@ -103,7 +112,7 @@ impl Items {
         file.write("labels", &collect(records, bits))?;
         file.write("in_stock", &words(records, |r| r.in_stock))?;
         for (at, region) in regions.iter().enumerate() {
-            let offered = words(records, |r| r.in_stock && r.regions.contains(region));
+            let offered = words(records, |r| r.regions.contains(region));
             file.write(&format!("region.{at}"), &offered)?;
         }
         columns.save(&mut file)?;
@@ -143,35 +152,31 @@ impl Items {
             labels: file.get_exact("labels", n)?,
             label_names: metadata.labels,
             in_stock: bitmap("in_stock")?,
-            eligible: (0..metadata.regions.len())
+            offered: (0..metadata.regions.len())
                 .map(|at| bitmap(&format!("region.{at}")))
                 .collect::<Result<_, _>>()?,
             region_names: metadata.regions,
+            late: ArcSwap::from_pointee(Late::new(n)),
             ids,
         })
     }
 
-    /// External ids by row.
-    pub fn ids(&self) -> &IdTable {
-        &self.ids
-    }
-
-    /// Number of items.
+    /// Number of items of the build.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether the catalogue is empty.
+    /// Whether nothing was built.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// The row of an external id.
+    /// The row of an external id; deleted items have one too.
     pub fn find(&self, id: &str) -> Option<ItemIdx> {
-        self.ids.find(id).map(ItemIdx)
+        self.ids.find(id).map(ItemIdx).or_else(|| self.late.load().find(id))
     }
 
-    /// The feature columns.
+    /// The feature columns of the build.
     pub fn columns(&self) -> &ItemColumns {
         &self.columns
     }
@@ -181,54 +186,202 @@ impl Items {
         &self.region_names
     }
 
-    /// Items in stock, in a region by position or anywhere.
-    pub fn eligible(&self, region: Option<usize>) -> &Bitmap {
-        region.map_or(&self.in_stock, |at| &self.eligible[at])
+    /// Category names, sorted; a category's code is its position.
+    pub fn categories(&self) -> &[String] {
+        &self.categories
+    }
+
+    /// Label names of the build, sorted.
+    pub fn label_names(&self) -> &[String] {
+        &self.label_names
+    }
+
+    /// Items of the build in stock, in a region by position or anywhere.
+    pub fn eligible(&self, region: Option<usize>) -> Bitmap {
+        let Some(at) = region else { return self.in_stock.clone() };
+        let both = self.in_stock.words().zip(self.offered[at].words()).map(|(a, b)| a & b);
+        Bitmap::from_words(self.len(), both.collect())
+    }
+
+    /// All items as they stand now. What is read through one view fits together.
+    pub fn view(&self) -> View<'_> {
+        self.view_of(self.late())
+    }
+
+    /// All items as they stood when `late` was taken.
+    pub fn view_of(&self, late: Arc<Late>) -> View<'_> {
+        View { items: self, late }
+    }
+
+    /// What differs from the build now.
+    pub fn late(&self) -> Arc<Late> {
+        self.late.load_full()
+    }
+
+    /// Replaces what is late, for all views that are taken from now on. Writers take turns.
+    pub fn publish(&self, late: Arc<Late>) {
+        self.late.store(late);
+    }
+}
+
+/// The items of one moment.
+#[derive(Clone)]
+pub struct View<'a> {
+    items: &'a Items,
+    late: Arc<Late>,
+}
+
+impl LateRows for View<'_> {
+    #[inline]
+    fn values(&self, item: ItemIdx) -> Option<&[f32]> {
+        self.content(item).map(|content| &content.values[..])
+    }
+}
+
+impl View<'_> {
+    /// What differs from the build.
+    pub fn late(&self) -> &Late {
+        &self.late
+    }
+
+    /// See [`View::late`]; changes are this view's alone until they are published.
+    pub fn late_mut(&mut self) -> &mut Late {
+        Arc::make_mut(&mut self.late)
+    }
+
+    /// See [`View::late`].
+    pub fn into_late(self) -> Arc<Late> {
+        self.late
+    }
+
+    /// The row of an external id; deleted items have one too.
+    pub fn find(&self, id: &str) -> Option<ItemIdx> {
+        self.items.ids.find(id).map(ItemIdx).or_else(|| self.late.find(id))
+    }
+
+    /// What an item is, unless it is as it was built.
+    #[inline]
+    pub fn content(&self, item: ItemIdx) -> Option<&Content> {
+        self.late.get(item)?.content.as_deref()
+    }
+
+    /// Whether a request of a region (by position; `None` is anywhere) may get an item.
+    pub fn is_offered(&self, item: ItemIdx, region: Option<usize>) -> bool {
+        let built = || {
+            let there = |at: usize| self.items.offered[at].get(item);
+            self.items.in_stock.get(item) && region.is_none_or(there)
+        };
+        self.late.get(item).map_or_else(built, |late| late.is_offered(region))
+    }
+
+    /// The external id of an item.
+    pub fn id(&self, item: ItemIdx) -> &str {
+        let late = self.late.get(item).and_then(|late| late.id.as_deref());
+        late.unwrap_or_else(|| self.items.ids.id(item.0))
     }
 
     /// The bits of these labels; a label that no item carries has no bit.
-    pub fn label_bits<'a>(&self, labels: impl IntoIterator<Item = &'a String>) -> u64 {
-        let bit = |label| self.label_names.binary_search(label).map_or(0, |at| 1u64 << at);
-        labels.into_iter().map(bit).fold(0, |bits, bit| bits | bit)
+    pub fn label_bits<'b>(&self, labels: impl IntoIterator<Item = &'b String>) -> u64 {
+        let bit = |label| self.late.label_bit(&self.items.label_names, label);
+        labels.into_iter().fold(0, |bits, label| bits | bit(label))
     }
 
     /// The labels of an item as bits.
     #[inline]
     pub fn labels(&self, item: ItemIdx) -> u64 {
-        self.labels[item.row()]
+        self.late.get(item).map_or_else(|| self.items.labels[item.row()], |late| late.labels)
     }
 
-    /// The category code of an item.
+    /// The category code of an item: a position in [`Items::categories`], or beyond them for one
+    /// that the build does not know.
     #[inline]
     pub fn category_code(&self, item: ItemIdx) -> Option<u32> {
-        Some(self.category[item.row()]).filter(|&code| code != NO_CATEGORY)
+        let built = || Some(self.items.category[item.row()]).filter(|&code| code != NO_CATEGORY);
+        self.content(item).map_or_else(built, |content| content.category_code)
+    }
+
+    /// When an item was made, epoch milliseconds.
+    #[inline]
+    pub fn created_ms(&self, item: ItemIdx) -> Option<i64> {
+        let built = || Some(self.items.created_ms[item.row()]).filter(|&time| time != NO_TIME);
+        self.content(item).map_or_else(built, |content| content.created_ms)
     }
 
     /// Age in days at `now_ms`; `None` without a creation time.
     #[inline]
     pub fn age_days(&self, item: ItemIdx, now_ms: i64) -> Option<f64> {
-        let created_ms = self.created_ms[item.row()];
-        (created_ms != NO_TIME).then(|| (now_ms - created_ms) as f64 / crate::types::DAY_MS as f64)
+        let days = |created_ms| (now_ms - created_ms) as f64 / crate::types::DAY_MS as f64;
+        self.created_ms(item).map(days)
     }
 
     /// What a person is shown.
     pub fn title(&self, item: ItemIdx) -> Option<&str> {
-        Some(self.titles.get(item.row())).filter(|title| !title.is_empty())
+        match self.content(item) {
+            Some(content) => content.title.as_deref(),
+            None => Some(self.items.titles.get(item.row())).filter(|title| !title.is_empty()),
+        }
     }
 
     /// Category name.
     pub fn category(&self, item: ItemIdx) -> Option<&str> {
-        self.category_code(item).map(|code| self.categories[code as usize].as_str())
+        match self.content(item) {
+            Some(content) => content.category.as_deref(),
+            None => {
+                self.category_code(item).map(|code| self.items.categories[code as usize].as_str())
+            }
+        }
     }
 
     /// Price in the catalogue's currency.
     pub fn price(&self, item: ItemIdx) -> Option<f32> {
-        Some(self.price[item.row()]).filter(|price| !price.is_nan())
+        let built = || Some(self.items.price[item.row()]).filter(|price| !price.is_nan());
+        self.content(item).map_or_else(built, |content| content.price)
     }
 
     /// Address of the image.
     pub fn image_url(&self, item: ItemIdx) -> Option<&str> {
-        Some(self.images.get(item.row())).filter(|url| !url.is_empty())
+        match self.content(item) {
+            Some(content) => content.image_url.as_deref(),
+            None => Some(self.items.images.get(item.row())).filter(|url| !url.is_empty()),
+        }
+    }
+
+    /// An item in whole, late or as it was built, to make a change from.
+    ///
+    /// # Panics
+    /// When it is neither.
+    pub fn item(&self, item: ItemIdx) -> LateItem {
+        if let Some(late) = self.late.get(item) {
+            return late.clone();
+        }
+        let regions = (0..self.items.offered.len()).filter(|&at| self.items.offered[at].get(item));
+        LateItem {
+            id: None,
+            gone: false,
+            in_stock: self.items.in_stock.get(item),
+            regions: regions.collect(),
+            labels: self.items.labels[item.row()],
+            content: None,
+            has_live_row: false,
+        }
+    }
+
+    /// What an item is, late or as it was built, but for its bins.
+    pub fn content_of(&self, item: ItemIdx) -> Content {
+        if let Some(content) = self.content(item) {
+            return content.clone();
+        }
+        let columns = &self.items.columns;
+        Content {
+            title: self.title(item).map(str::to_owned),
+            category: self.category(item).map(str::to_owned),
+            category_code: self.category_code(item),
+            price: self.price(item),
+            created_ms: self.created_ms(item),
+            image_url: self.image_url(item).map(str::to_owned),
+            values: (0..columns.names().len()).map(|at| columns.column(at)[item.row()]).collect(),
+            bins: Vec::new(),
+        }
     }
 }
 
@@ -290,16 +443,18 @@ mod tests {
         let (a, b, c) = (ItemIdx(0), ItemIdx(1), ItemIdx(2));
         assert_eq!((items.find("b"), items.find("z")), (Some(b), None));
         assert_eq!(items.regions(), ["north", "south"]);
+        let view = items.view();
+        assert_eq!((view.id(b), view.item(b).regions[..].to_vec()), ("b", vec![1]));
         let south = items.eligible(Some(1));
         assert_eq!((south.get(a), south.get(b)), (true, false), "b is out of stock");
         assert!(items.eligible(None).get(c) && !items.eligible(Some(0)).get(c));
-        let alcohol = items.label_bits(&["alcohol".to_owned(), "unknown".to_owned()]);
-        assert!(items.labels(a) & alcohol != 0 && items.labels(c) & alcohol != 0);
-        assert_eq!(items.labels(b) & alcohol, 0);
-        assert_eq!((items.title(a), items.title(b)), (Some("Ale"), None));
-        assert_eq!((items.category(a), items.category(c)), (Some("beer"), None));
-        assert_eq!((items.price(a), items.price(b)), (Some(2.5), None));
-        assert_eq!((items.age_days(a, 86_400_000), items.age_days(b, 0)), (Some(1.0), None));
+        let alcohol = view.label_bits(&["alcohol".to_owned(), "unknown".to_owned()]);
+        assert!(view.labels(a) & alcohol != 0 && view.labels(c) & alcohol != 0);
+        assert_eq!(view.labels(b) & alcohol, 0);
+        assert_eq!((view.title(a), view.title(b)), (Some("Ale"), None));
+        assert_eq!((view.category(a), view.category(c)), (Some("beer"), None));
+        assert_eq!((view.price(a), view.price(b)), (Some(2.5), None));
+        assert_eq!((view.age_days(a, 86_400_000), view.age_days(b, 0)), (Some(1.0), None));
         assert_eq!(items.columns().get("items.price").unwrap()[2], 1.0);
     }
 }

@@ -171,7 +171,8 @@ impl Seen {
     }
 
     fn row(&mut self, snapshot: u64, row_of: &impl Fn(&str) -> Option<ItemIdx>) -> Option<ItemIdx> {
-        if self.snapshot != snapshot {
+        // An id that the bundle did not know may have come since.
+        if self.snapshot != snapshot || self.row.is_none() {
             self.row = row_of(&self.item);
             self.snapshot = snapshot;
         }

@@ -47,7 +47,29 @@ fn evaluate_with(evaluator: &Evaluator, matrix: &Matrix, cached: &[bool]) -> Vec
         evaluator.score(&bins, &items, &columns, &mut scratch, &mut out);
     }
     assert_eq!(scratch.capacity(), capacity, "a request allocated");
+    late_rows_score_the_same(evaluator, &bins, &items, &columns, &mut scratch, &out);
     out
+}
+
+/// Every third candidate brings its bytes along, and its item is outside the bins.
+fn late_rows_score_the_same(
+    evaluator: &Evaluator,
+    bins: &Bins,
+    items: &[ItemIdx],
+    columns: &[f32],
+    scratch: &mut Scratch,
+    expected: &[f64],
+) {
+    let (bytes, width) = (bins.clone().into_bytes(), bins.width());
+    let is_late = |at: &usize| at % 3 == 1;
+    let row = |at: usize| (at, &bytes[items[at].row() * width..][..width]);
+    let late = (0..items.len()).filter(is_late).map(row);
+    let moved = |(at, &item)| if is_late(&at) { ItemIdx(u32::MAX) } else { item };
+    let moved: Vec<ItemIdx> = items.iter().enumerate().map(moved).collect();
+    let mut out = vec![f64::NAN; expected.len()];
+    evaluator.score_with(bins, &moved, late, columns, scratch, &mut out);
+    let bits = |scores: &[f64]| scores.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&out), bits(expected));
 }
 
 const FEATURES: usize = 6;

@@ -53,6 +53,12 @@ impl Object {
         string(value, &self.path_of(name)).map(Some)
     }
 
+    /// A string of 1 to `max` bytes.
+    pub fn text_within(&mut self, name: &str, max: usize) -> Result<Option<String>, Fault> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        string_within(value, &self.path_of(name), max).map(Some)
+    }
+
     /// A list of at most `max` strings.
     pub fn texts(&mut self, name: &str, max: usize) -> Result<Option<Vec<String>>, Fault> {
         let Some(value) = self.take(name) else { return Ok(None) };
@@ -136,15 +142,25 @@ impl Object {
 
     /// All fields as strings, sorted by name; at most `max`.
     pub fn into_texts(self, max: usize) -> Result<Vec<(String, String)>, Fault> {
+        self.into_entries(max, string)
+    }
+
+    /// All fields as `value` reads them (given the value and its path), sorted by name; at most
+    /// `max`.
+    pub fn into_entries<T>(
+        self,
+        max: usize,
+        value: impl Fn(Value, &str) -> Result<T, Fault>,
+    ) -> Result<Vec<(String, T)>, Fault> {
         let (path, count) = (self.path.clone(), self.fields.len());
         if count > max {
             let message = format!("`{path}` has {count} entries: give at most {max}");
             return Err(Fault::at(path, "too_long", message));
         }
-        let entry = |(name, value): (String, Value)| {
+        let entry = |(name, found): (String, Value)| {
             let path = format!("{path}.{}", shorten(&name));
             let name = string(Value::String(name), &path)?;
-            Ok((name, string(value, &path)?))
+            Ok((name, value(found, &path)?))
         };
         self.fields.into_iter().map(entry).collect()
     }
@@ -171,15 +187,19 @@ impl Object {
     }
 }
 
-fn string(value: Value, path: &str) -> Result<String, Fault> {
+/// A string of 1 to [`TEXT_BYTES_MAX`] bytes.
+pub fn string(value: Value, path: &str) -> Result<String, Fault> {
+    string_within(value, path, TEXT_BYTES_MAX)
+}
+
+fn string_within(value: Value, path: &str, max: usize) -> Result<String, Fault> {
     match value {
         Value::String(text) if text.is_empty() => {
-            let message = format!("`{path}` is empty: give 1 to {TEXT_BYTES_MAX} bytes");
+            let message = format!("`{path}` is empty: give 1 to {max} bytes");
             Err(Fault::at(path, "out_of_range", message))
         }
-        Value::String(text) if text.len() > TEXT_BYTES_MAX => {
-            let message =
-                format!("`{path}` has {} bytes: give at most {TEXT_BYTES_MAX}", text.len());
+        Value::String(text) if text.len() > max => {
+            let message = format!("`{path}` has {} bytes: give at most {max}", text.len());
             Err(Fault::at(path, "too_long", message))
         }
         Value::String(text) => Ok(text),
@@ -187,7 +207,8 @@ fn string(value: Value, path: &str) -> Result<String, Fault> {
     }
 }
 
-fn wrong_type(path: &str, found: &Value, wanted: &str) -> Fault {
+/// The fault of a value that is not what it should be.
+pub fn wrong_type(path: &str, found: &Value, wanted: &str) -> Fault {
     Fault::at(path, "wrong_type", format!("`{path}` is {}: give {wanted}", kind(found)))
 }
 

@@ -1,0 +1,156 @@
+//! Changes of items on their way into the bundle that serves: first the registry's log, then the
+//! bundle, in the log's order on every replica.
+//!
+//! A batch is checked against the bundle, appended under the next number, and applied. When another
+//! replica took the number, what it wrote is applied first and the check is done anew, so a batch
+//! that is in the log was right where it stands. What the log holds is applied even if its writer
+//! died in between: by the next batch, or by the next poll.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::ConfigError;
+use super::serving::Serving;
+use crate::bundle::{Batch, Bundle, Change, ChangeLog, Refused, RegistryError};
+use crate::types::DAY_MS;
+
+/// How often a number may be lost to another replica before the writer is told to come back.
+const ATTEMPTS_MAX: usize = 16;
+
+/// Section `[items]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Time between two looks at the change log for what other replicas took.
+    pub poll_ms: u64,
+    /// Items that may differ from the build.
+    pub changed_max: usize,
+    /// Batches are kept until they are this much older than the bundle that serves.
+    pub retention_days: u32,
+}
+
+impl Config {
+    /// Refuses what could never work.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        match self {
+            Self { poll_ms: 0, .. } => Err(ConfigError::Zero { key: "items.poll_ms" }),
+            Self { changed_max: 0, .. } => Err(ConfigError::Zero { key: "items.changed_max" }),
+            Self { retention_days: 0, .. } => {
+                Err(ConfigError::Zero { key: "items.retention_days" })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why changes were not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("other replicas took the next number {ATTEMPTS_MAX} times in a row: send it again")]
+    Contended,
+    #[error("the change log cannot be read or written: {0}")]
+    Log(#[from] RegistryError),
+    #[error("the changes were not applied: {0}")]
+    Stopped(#[from] tokio::task::JoinError),
+}
+
+/// Takes changes, and follows those that others took.
+pub struct ItemChanges {
+    log: ChangeLog,
+    config: Config,
+    /// Who writes to a bundle holds this.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl ItemChanges {
+    /// Over the log of a registry.
+    pub fn new(log: ChangeLog, config: Config) -> Self {
+        Self { log, config, turn: tokio::sync::Mutex::default() }
+    }
+
+    /// Applies all that the log holds beyond a bundle that does not serve yet, and removes what is
+    /// too old for any bundle; returns the number of batches that were applied.
+    ///
+    /// # Errors
+    /// When the log cannot be read. The bundle must not serve then: it would show what was deleted.
+    pub async fn replay(&self, bundle: &Bundle) -> Result<usize, Error> {
+        let before_ms = bundle.manifest.as_of_ms - i64::from(self.config.retention_days) * DAY_MS;
+        self.log.prune(before_ms).await?;
+        bundle.skip_to(self.log.start().await?);
+        self.catch_up(bundle).await
+    }
+
+    /// Applies what has come to the log; `current` gives the bundle that serves, and is asked when
+    /// no other writer can change that.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn follow(&self, current: impl FnOnce() -> Arc<Serving>) -> Result<usize, Error> {
+        let _turn = self.turn.lock().await;
+        self.catch_up(&current().bundle).await
+    }
+
+    /// Catches a new bundle up and calls `publish`, during which nothing is taken.
+    ///
+    /// # Errors
+    /// When the log cannot be read; nothing is published then.
+    pub async fn publish<T>(
+        &self,
+        bundle: &Bundle,
+        publish: impl FnOnce() -> T,
+    ) -> Result<T, Error> {
+        let _turn = self.turn.lock().await;
+        self.catch_up(bundle).await?;
+        Ok(publish())
+    }
+
+    /// Takes a batch at `time_ms`: all of it or nothing. Returns its number in the log; requests that
+    /// begin afterwards see it. `current` as for [`ItemChanges::follow`].
+    ///
+    /// # Errors
+    /// When a change is refused, or the log cannot be written.
+    pub async fn take(
+        &self,
+        current: impl FnOnce() -> Arc<Serving>,
+        time_ms: i64,
+        changes: Vec<Change>,
+    ) -> Result<u64, Error> {
+        let _turn = self.turn.lock().await;
+        let current = current();
+        let batch = Arc::new(Batch { time_ms, changes });
+        let changed_max = self.config.changed_max;
+        for _ in 0..ATTEMPTS_MAX {
+            self.catch_up(&current.bundle).await?;
+            let (on, of) = (current.clone(), batch.clone());
+            let prepare = move || on.bundle.prepare(&of.changes, changed_max);
+            // Encoding is work for a thread that serves no connections.
+            let prepared = tokio::task::spawn_blocking(prepare).await??;
+            let n = current.bundle.applied() + 1;
+            if self.log.append(n, &batch).await? {
+                let on = current.clone();
+                let commit = move || on.bundle.commit(n, prepared);
+                tokio::task::spawn_blocking(commit).await?;
+                return Ok(n);
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    async fn catch_up(&self, bundle: &Bundle) -> Result<usize, Error> {
+        let mut applied = 0;
+        while let Some(batch) = self.log.read(bundle.applied() + 1).await? {
+            let n = bundle.applied() + 1;
+            // What is older is in the tables that the bundle was built from.
+            if batch.time_ms < bundle.manifest.as_of_ms {
+                bundle.skip_to(n);
+                continue;
+            }
+            bundle.commit(n, bundle.prepare_again(&batch.changes));
+            applied += 1;
+        }
+        Ok(applied)
+    }
+}
