@@ -26,8 +26,10 @@ fn shared(dir: &std::path::Path, config: Config) -> Arc<Shared> {
     let health = Arc::new(Health::new());
     let events = Log::start(dir, &log, health.clone()).unwrap();
     let requests = Log::start(dir, &log, health.clone()).unwrap();
-    let parts = Parts { events, requests, health, exporter: exporter(), source: None };
-    Arc::new(Shared { config, parts, engine: OnceLock::new() })
+    let (exporter, source, poll_items_ms) = (exporter(), None, 1000);
+    let parts = Parts { events, requests, health, exporter, source, poll_items_ms };
+    let items_token = auth::Token::open(&config.items_token_file).unwrap();
+    Arc::new(Shared { config, parts, items_token, engine: OnceLock::new() })
 }
 
 /// One request to a server without an engine: status, headers, body as JSON (or as a string).
@@ -144,5 +146,28 @@ fn the_defaults_pass_and_what_contradicts_them_is_named() {
         spoil(&mut broken);
         let error = broken.check().unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[actix_web::test]
+async fn items_change_for_the_bearer_of_the_token_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let items_token_file = dir.path().join("token");
+    std::fs::write(&items_token_file, "a token of some length").unwrap();
+    let open = || Config { items_token_file: items_token_file.clone(), ..config() };
+    let shown = |token: &str| ("authorization", format!("Bearer {token}"));
+    let good = || shown("a token of some length");
+    let item = r#"{"item_id": "1"}"#;
+    for (config, request, status, code) in [
+        (config(), post("/v1/items", item).insert_header(good()), 403, "items_closed"),
+        (open(), post("/v1/items", item), 401, "unauthorised"),
+        (open(), post("/v1/items", item).insert_header(shown("another")), 401, "unauthorised"),
+        (open(), TestRequest::delete().uri("/v1/items/1"), 401, "unauthorised"),
+        (open(), post("/v1/items", "[]").insert_header(good()), 400, "out_of_range"),
+        (open(), post("/v1/items", item).insert_header(good()), 503, "starting"),
+        (open(), post("/v1/items/1", item).insert_header(good()), 405, "method_not_allowed"),
+    ] {
+        let (found, _, body) = ask(config, request).await;
+        assert_eq!((found, body["error"]["code"].as_str()), (status, Some(code)), "{body}");
     }
 }

@@ -4,6 +4,7 @@
 mod http;
 mod kuairand;
 mod leak;
+mod live_items;
 mod parity;
 mod resume;
 mod suggest;

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 pub const SHORTLIST: &str = env!("CARGO_BIN_EXE_shortlist");
 /// Name of a world's directory, before the id of the test process.
 const WORLD: &str = "http-world-";
+/// What lets its bearer change items, where a test writes it to `server.items_token_file`.
+pub const ITEMS_TOKEN: &str = "the token of the tests";
 /// How long a server may take to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -358,6 +360,25 @@ impl Server {
     pub fn post_raw(&self, path: &str, content_type: &str, body: &str) -> Reply {
         let request = self.agent.post(format!("{}{path}", self.url)).content_type(content_type);
         let mut response = request.send(body).unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// Changes items with the token of [`ITEMS_TOKEN`]: `POST`, `PATCH` or `DELETE`.
+    pub fn change(&self, method: &str, path: &str, body: &Value) -> Reply {
+        let url = format!("{}/v1/items{path}", self.url);
+        let bearer = format!("Bearer {ITEMS_TOKEN}");
+        let with_body = |request: ureq::RequestBuilder<ureq::typestate::WithBody>| {
+            let request = request.header("authorization", &bearer);
+            request.content_type("application/json").send(body.to_string())
+        };
+        let mut response = match method {
+            "POST" => with_body(self.agent.post(url)),
+            "PATCH" => with_body(self.agent.patch(url)),
+            "DELETE" => self.agent.delete(url).header("authorization", &bearer).call(),
+            other => panic!("{other} changes no items"),
+        }
+        .unwrap();
         let text = response.body_mut().read_to_string().unwrap();
         (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::Null))
     }
