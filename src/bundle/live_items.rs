@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Attribute, Bundle, Change, Error, Patch, TowerInputs, Upsert, code, files, positions};
+use crate::monitor;
 use crate::store::items::{Content, Late, LateItem, View};
 use crate::towers::{ItemInput, Scratch};
 use crate::types::{ItemIdx, epoch_days};
@@ -149,6 +150,7 @@ impl Bundle {
             }
         }
         self.skip_to(n);
+        monitor::items_changed(n, late.len(), self.index.changes().live_rows);
     }
 }
 

@@ -24,6 +24,9 @@ pub const REFUSED: &str = "shortlist_executor_refused_total";
 pub const QUALITY: &str = "shortlist_quality_factor";
 pub const INDEX_RECALL: &str = "shortlist_index_recall";
 pub const INDEX_RECALL_CHECKED: &str = "shortlist_index_recall_checked_total";
+pub const ITEMS_CHANGED: &str = "shortlist_items_changed";
+pub const ITEMS_SEQUENCE: &str = "shortlist_items_sequence";
+pub const LIVE_ROWS: &str = "shortlist_index_live_rows";
 pub const READY: &str = "shortlist_ready";
 pub const BUNDLE: &str = "shortlist_bundle_info";
 
@@ -49,6 +52,9 @@ pub struct Handles {
     pub quality: Gauge,
     pub index_recall: Gauge,
     pub index_recall_checked: Counter,
+    pub items_changed: Gauge,
+    pub items_sequence: Gauge,
+    pub live_rows: Gauge,
     pub ready: Gauge,
 }
 
@@ -86,6 +92,9 @@ impl Handles {
             quality: gauge!(QUALITY),
             index_recall: unknown(gauge!(INDEX_RECALL)),
             index_recall_checked: counter!(INDEX_RECALL_CHECKED),
+            items_changed: gauge!(ITEMS_CHANGED),
+            items_sequence: gauge!(ITEMS_SEQUENCE),
+            live_rows: gauge!(LIVE_ROWS),
             ready: gauge!(READY),
         }
     }
@@ -174,6 +183,9 @@ fn describe() {
         "Share of the true candidates found, mean of the last searches checked; NaN before any."
     );
     describe_counter!(INDEX_RECALL_CHECKED, "Searches checked against exact search.");
+    describe_gauge!(ITEMS_CHANGED, "Items that differ from what the bundle was built with.");
+    describe_gauge!(ITEMS_SEQUENCE, "Number of the last batch of the items' change log applied.");
+    describe_gauge!(LIVE_ROWS, "Rows of the index that came after its build.");
     describe_gauge!(READY, "1 while this process takes traffic.");
     describe_gauge!(BUNDLE, "1 for the bundle that is being served, by version.");
 }

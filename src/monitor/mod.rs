@@ -152,6 +152,16 @@ pub fn index_recall(mean: f64) {
     }
 }
 
+/// How far the change log of items is applied, the items that differ from the build, and the live
+/// rows of the index.
+pub fn items_changed(sequence: u64, changed: usize, live_rows: usize) {
+    if let Some(handles) = HANDLES.get() {
+        handles.items_sequence.set(sequence as f64);
+        handles.items_changed.set(changed as f64);
+        handles.live_rows.set(live_rows as f64);
+    }
+}
+
 /// How many items an answer carries.
 pub fn items_returned(count: usize) {
     if let Some(handles) = HANDLES.get() {

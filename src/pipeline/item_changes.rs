@@ -9,6 +9,8 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::ConfigError;
 use super::serving::Serving;
@@ -54,21 +56,22 @@ pub enum Error {
     #[error("the change log cannot be read or written: {0}")]
     Log(#[from] RegistryError),
     #[error("the changes were not applied: {0}")]
-    Stopped(#[from] tokio::task::JoinError),
+    Stopped(#[from] JoinError),
 }
 
 /// Takes changes, and follows those that others took.
 pub struct ItemChanges {
     log: ChangeLog,
     config: Config,
-    /// Who writes to a bundle holds this.
-    turn: tokio::sync::Mutex<()>,
+    /// Who writes to a bundle holds this. It goes along to the thread that applies, so that a caller
+    /// who hangs up meanwhile does not let the next writer in.
+    turn: Arc<Mutex<()>>,
 }
 
 impl ItemChanges {
     /// Over the log of a registry.
     pub fn new(log: ChangeLog, config: Config) -> Self {
-        Self { log, config, turn: tokio::sync::Mutex::default() }
+        Self { log, config, turn: Arc::default() }
     }
 
     /// Applies all that the log holds beyond a bundle that does not serve yet, and removes what is
@@ -89,8 +92,9 @@ impl ItemChanges {
     /// # Errors
     /// When the log cannot be read.
     pub async fn follow(&self, current: impl FnOnce() -> Arc<Serving>) -> Result<usize, Error> {
-        let _turn = self.turn.lock().await;
-        self.catch_up(&current().bundle).await
+        let turn = self.turn.clone().lock_owned().await;
+        let (_turn, applied) = self.catch_up_beside(&current(), turn).await?;
+        Ok(applied)
     }
 
     /// Catches a new bundle up and calls `publish`, during which nothing is taken.
@@ -118,39 +122,73 @@ impl ItemChanges {
         time_ms: i64,
         changes: Vec<Change>,
     ) -> Result<u64, Error> {
-        let _turn = self.turn.lock().await;
+        let mut turn = self.turn.clone().lock_owned().await;
         let current = current();
         let batch = Arc::new(Batch { time_ms, changes });
         let changed_max = self.config.changed_max;
         for _ in 0..ATTEMPTS_MAX {
-            self.catch_up(&current.bundle).await?;
+            (turn, _) = self.catch_up_beside(&current, turn).await?;
             let (on, of) = (current.clone(), batch.clone());
             let prepare = move || on.bundle.prepare(&of.changes, changed_max);
-            // Encoding is work for a thread that serves no connections.
-            let prepared = tokio::task::spawn_blocking(prepare).await??;
+            let prepared = spawn_blocking(prepare).await??;
             let n = current.bundle.applied() + 1;
             if self.log.append(n, &batch).await? {
                 let on = current.clone();
-                let commit = move || on.bundle.commit(n, prepared);
-                tokio::task::spawn_blocking(commit).await?;
+                beside(turn, move || on.bundle.commit(n, prepared)).await?;
                 return Ok(n);
             }
         }
         Err(Error::Contended)
     }
 
+    /// [`ItemChanges::catch_up`] for a bundle that serves.
+    async fn catch_up_beside(
+        &self,
+        serving: &Arc<Serving>,
+        mut turn: Turn,
+    ) -> Result<(Turn, usize), Error> {
+        let mut applied = 0;
+        while let Some(batch) = self.log.read(serving.bundle.applied() + 1).await? {
+            let on = serving.clone();
+            let counted;
+            (turn, counted) = beside(turn, move || apply_next(&on.bundle, &batch)).await?;
+            applied += usize::from(counted);
+        }
+        Ok((turn, applied))
+    }
+
     async fn catch_up(&self, bundle: &Bundle) -> Result<usize, Error> {
         let mut applied = 0;
         while let Some(batch) = self.log.read(bundle.applied() + 1).await? {
-            let n = bundle.applied() + 1;
-            // What is older is in the tables that the bundle was built from.
-            if batch.time_ms < bundle.manifest.as_of_ms {
-                bundle.skip_to(n);
-                continue;
-            }
-            bundle.commit(n, bundle.prepare_again(&batch.changes));
-            applied += 1;
+            applied += usize::from(apply_next(bundle, &batch));
         }
         Ok(applied)
     }
+}
+
+/// The right to write to a bundle.
+type Turn = OwnedMutexGuard<()>;
+
+/// Applies something on a thread that serves no connections: encoding takes its time.
+async fn beside<T: Send + 'static>(
+    turn: Turn,
+    apply: impl FnOnce() -> T + Send + 'static,
+) -> Result<(Turn, T), Error> {
+    let applied = move || {
+        let result = apply();
+        (turn, result)
+    };
+    Ok(spawn_blocking(applied).await?)
+}
+
+/// Applies the batch after the last one, or skips it: what is older than the bundle is in the tables
+/// that it was built from.
+fn apply_next(bundle: &Bundle, batch: &Batch) -> bool {
+    let n = bundle.applied() + 1;
+    let counts = batch.time_ms >= bundle.manifest.as_of_ms;
+    match counts {
+        true => bundle.commit(n, bundle.prepare_again(&batch.changes)),
+        false => bundle.skip_to(n),
+    }
+    counts
 }

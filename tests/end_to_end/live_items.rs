@@ -25,8 +25,8 @@ impl Shop {
     fn open() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let models = world().bundle_dir().join("../..");
-        let copied = Command::new("cp").arg("-r").arg(models).arg(dir.path().join("models"));
-        assert!(copied.status().unwrap().success());
+        let copy = [models, dir.path().join("models")];
+        assert!(Command::new("cp").arg("-r").args(copy).status().unwrap().success());
         std::fs::write(dir.path().join("token"), ITEMS_TOKEN).unwrap();
         Self { dir }
     }
@@ -191,9 +191,7 @@ fn readers_never_see_an_item_half_changed() {
     let shop = Shop::open();
     let server = shop.replica(&[]);
     let [here, there] = regions();
-    let version = |region: &str, price: f64| {
-        json!({"item_id": "turncoat", "price": price, "created_at": NOW, "regions": [region]})
-    };
+    let version = |region: &str, price: f64| json!({"item_id": "turncoat", "price": price, "created_at": NOW, "regions": [region]});
     let done = AtomicBool::new(false);
     let seen = std::thread::scope(|scope| {
         let reader = |region: &str, price: f64| {
@@ -388,7 +386,10 @@ fn check_catalogue(bundle: &Bundle, names: &Names, catalogue: &BTreeMap<String, 
     for (id, Expected { record, .. }) in catalogue {
         let item = bundle.items.find(id).unwrap();
         assert_eq!(view.id(item), id);
-        assert_eq!((view.price(item), view.category(item)), (record.price, record.category.as_deref()));
+        assert_eq!(
+            (view.price(item), view.category(item)),
+            (record.price, record.category.as_deref())
+        );
         for label in &blocked {
             let carries = view.labels(item) & view.label_bits([label]) != 0;
             assert_eq!(carries, record.labels.contains(label), "{label} of {id}");
@@ -432,7 +433,8 @@ fn check_scores(bundle: &Bundle, names: &Names) {
     bundle.ranker.score(&matrix, &mut wanted);
 
     let is_late = |(_, c): &(usize, &Candidate)| view.content(c.item).is_some();
-    let late: Vec<u32> = candidates.iter().enumerate().filter(is_late).map(|(at, _)| at as u32).collect();
+    let late: Vec<u32> =
+        candidates.iter().enumerate().filter(is_late).map(|(at, _)| at as u32).collect();
     let mut columns = vec![0.0; plan.request_column_count() * candidates.len()];
     plan.request_columns(&request, ItemRows::new(built, &view, &late), &candidates, &mut columns);
     let mut scratch = bundle.ranking.scratch(candidates.len());
