@@ -156,6 +156,30 @@ fn an_item_of_the_bundle_goes_out_of_stock_and_comes_back_as_it_was() {
 }
 
 #[test]
+fn a_bundle_that_takes_over_has_all_changes() {
+    let shop = Shop::open();
+    let server = shop.replica(&[("registry.poll_interval_ms", "50")]);
+    let item = json!({"item_id": "brand-new", "created_at": NOW});
+    assert_eq!(server.change("POST", "", &item).0, 200);
+    // The same bundle under another name.
+    let models = shop.dir.path().join("models");
+    let version = world().bundle_dir().file_name().unwrap().to_str().unwrap().to_owned();
+    let next = models.join("bundles/next");
+    let copy = [models.join("bundles").join(&version), next.clone()];
+    assert!(Command::new("cp").arg("-r").args(copy).status().unwrap().success());
+    let manifest = std::fs::read_to_string(next.join("manifest.json")).unwrap();
+    std::fs::write(next.join("manifest.json"), manifest.replace(&version, "next")).unwrap();
+    let rollout = json!({"bundle": "next", "percent": 100, "reason": "test"});
+    std::fs::write(models.join("rollout/1000.json"), rollout.to_string()).unwrap();
+    eventually("the next bundle to serve", || {
+        server.get("/readyz").1["bundle_version"] == json!("next")
+    });
+    assert!(is_shown(&server, "brand-new"));
+    assert_eq!(patched(&server, "brand-new", json!({"in_stock": false})), 2);
+    assert!(!is_shown(&server, "brand-new"));
+}
+
+#[test]
 fn a_batch_is_taken_in_whole_or_not_at_all() {
     let shop = Shop::open();
     let server = shop.replica(&[("index.live_rows_max", "3")]);

@@ -181,6 +181,54 @@ fn a_wrong_event_is_named_by_its_place_and_none_is_taken() {
 }
 
 #[test]
+fn items_are_read_field_by_field_and_a_wrong_one_is_named() {
+    use crate::bundle::{Attribute, Change, Patch, Upsert};
+    use crate::store::items::ItemRecord;
+
+    let body = r#"{"item_id": "i", "title": "Ale", "category": "beer", "price": 2.5,
+        "created_at": "2026-01-01T00:00:00Z", "in_stock": false, "regions": ["north"],
+        "labels": ["alcohol"], "image_url": "https://a/b.jpg",
+        "attributes": {"brand": "b", "rating": 4.5, "vegan": true}}"#;
+    let record = ItemRecord {
+        id: "i".into(),
+        title: Some("Ale".into()),
+        category: Some("beer".into()),
+        price: Some(2.5),
+        created_ms: Some(NOW_MS),
+        in_stock: false,
+        regions: vec!["north".into()],
+        labels: vec!["alcohol".into()],
+        image_url: Some("https://a/b.jpg".into()),
+    };
+    let attributes = [
+        ("brand".to_owned(), Attribute::Text("b".into())),
+        ("rating".to_owned(), Attribute::Number(4.5)),
+        ("vegan".to_owned(), Attribute::Number(1.0)),
+    ];
+    let wanted = Change::Upsert(Upsert { record, attributes: attributes.into() });
+    assert_eq!(items(body.as_bytes(), 1).unwrap(), [wanted]);
+    let short = items(br#"{"item_id": "i"}"#, 1).unwrap();
+    let record = ItemRecord { id: "i".into(), in_stock: true, ..ItemRecord::default() };
+    assert_eq!(short, [Change::Upsert(Upsert { record, ..Upsert::default() })]);
+    let read = |body: &str| items(body.as_bytes(), 2);
+    let wrong = |fields: &str| read(&format!("[{{\"item_id\": \"i\", {fields}}}]"));
+    refused(wrong("\"price\": -1"), "out_of_range", "[0].price", "is -1");
+    refused(wrong("\"stock\": 1"), "unknown_field", "[0].stock", "in_stock");
+    refused(wrong("\"created_at\": \"soon\""), "wrong_type", "[0].created_at", "soon");
+    refused(wrong("\"attributes\": {\"a\": []}"), "wrong_type", "[0].attributes.a", "an array");
+    refused(read("{}"), "missing_field", "item_id", "give a string");
+    refused(read("[]"), "out_of_range", "", "at least one");
+    refused(read("[1, 2, 3]"), "out_of_range", "", "at most 2");
+
+    let patch = item_patch("i".into(), br#"{"labels": [], "price": 1}"#).unwrap();
+    let wanted =
+        Patch { id: "i".into(), price: Some(1.0), labels: Some(Vec::new()), ..Patch::default() };
+    assert_eq!(patch, wanted);
+    refused(item_patch("i".into(), b"{}"), "missing_field", "", "nothing to change");
+    refused(item_patch("i".into(), br#"{"title": "x"}"#), "unknown_field", "title", "in_stock");
+}
+
+#[test]
 fn an_answer_has_the_documented_shape() {
     let mut full = Answer {
         request_id: "r".into(),
