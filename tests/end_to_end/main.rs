@@ -8,3 +8,4 @@ mod parity;
 mod resume;
 mod suggest;
 mod support;
+mod swap;
