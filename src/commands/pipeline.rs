@@ -16,6 +16,13 @@ pub struct Args {
 enum Step {
     /// The whole day, collect to publish; what is done already is kept.
     Run(RunArgs),
+    /// The models of a bundle over the collected catalogue: no training, new items, statistics,
+    /// vectors and index.
+    Refresh {
+        /// The bundle's directory; without one, the bundle that serves.
+        #[arg(long)]
+        bundle: Option<std::path::PathBuf>,
+    },
     /// Collect and validate the window's events.
     Collect,
     /// Split the window by time; with all before it.
@@ -50,6 +57,7 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let (step, reason) = match &args.step {
         Step::Run(run) | Step::Publish(run) => ("publish", run.r#override.clone()),
         Step::Approve(run) => ("approve", run.r#override.clone()),
+        Step::Refresh { .. } => ("", None),
         Step::Collect => ("collect", None),
         Step::Split => ("split", None),
         Step::Features => ("features", None),
@@ -66,5 +74,9 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         candidates: config.pipeline.candidates,
     };
     let day = Day::new(&config.offline, shared, reason)?;
-    day.run(step)
+    match &args.step {
+        Step::Refresh { bundle: Some(dir) } => day.refresh(dir),
+        Step::Refresh { bundle: None } => day.refresh(&super::bundle::serving(config)?),
+        _ => day.run(step),
+    }
 }

@@ -1,5 +1,7 @@
 //! The steps in order, each with what it depends on.
 
+mod refresh;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +18,7 @@ use super::{
     aggregates, approve, collect, evaluate, load, progress, publish, split, sql, train_ranker,
     train_towers,
 };
-use crate::bundle::{self, Bundle, EncodeScratch, Registry, TowerUser, files};
+use crate::bundle::{self, Bundle, Registry, TowerUser, files};
 use crate::features::{HISTORY_MAX, Schema};
 use crate::forest::Forest;
 use crate::index::{self, Index};
@@ -444,26 +446,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Vectors of users with a past as of a moment: the recall of an index is measured on what is
-    /// searched in it.
+    /// Vectors of users with a past as of a moment.
     fn queries(&self, moment: Moment, towers: &Towers) -> Result<Vec<f32>> {
         let as_of = self.source().day(self.time_ms(moment))?;
-        let inputs = &self.day.config.towers.inputs;
-        let tower_user = TowerUser::new(inputs, as_of.users.columns())?;
-        let users = 0..self.loaded.data.users.len() as u32;
-        let with_past: Vec<u32> =
-            users.filter(|&user| !as_of.users.row(user).history().0.is_empty()).collect();
-        let wanted = self.day.shared.index.calibration_queries_max.max(1);
-        let step = with_past.len().div_ceil(wanted).max(1);
-        let mut scratch = EncodeScratch::new(towers);
-        let mut vectors = Vec::new();
-        let mut vector = vec![0.0; towers.dim()];
-        for user in with_past.into_iter().step_by(step).map(|user| as_of.users.row(user)) {
-            let past = user.history().0;
-            tower_user.encode(towers, user, past, &mut scratch, &mut vector);
-            vectors.extend_from_slice(&vector);
-        }
-        Ok(vectors)
+        let tower_user = TowerUser::new(&self.day.config.towers.inputs, as_of.users.columns())?;
+        Ok(self.day.some_users(&as_of.users, towers, &tower_user))
     }
 
     fn open_index(&self, moment: Moment) -> Result<Box<dyn Index>> {

@@ -238,7 +238,8 @@ fn item_column<'a>(items: &'a ItemColumns, name: &str) -> Result<&'a [f32]> {
     items.get(name).with_context(|| format!("offline.towers.inputs: no item column `{name}`"))
 }
 
-fn item_codes(items: &ItemColumns, inputs: &TowerInputs) -> Result<Vec<u32>> {
+/// Codes of the item tower, `items x inputs.item_codes`.
+pub fn item_codes(items: &ItemColumns, inputs: &TowerInputs) -> Result<Vec<u32>> {
     let columns: Vec<&[f32]> =
         inputs.item_codes.iter().map(|n| item_column(items, n)).collect::<Result<_>>()?;
     Ok((0..items.rows()).flat_map(|row| columns.iter().map(move |c| code(c[row]))).collect())

@@ -212,6 +212,26 @@ impl Towers {
         normalise(out);
     }
 
+    /// The same towers over other items: `known[i]` is the row that item `i` had, or none for a new
+    /// one, which is encoded from its codes and numbers; `codes` are `items x item_codes`.
+    ///
+    /// # Panics
+    /// When there is not one code an item and code column.
+    pub fn over(&self, known: &[Option<ItemIdx>], codes: &[u32]) -> Self {
+        let cardinalities = &self.shape.item_codes;
+        assert_eq!(codes.len(), known.len() * cardinalities.len(), "one code an item and column");
+        let code_row = |(at, &code): (usize, &u32)| {
+            Self::code_row(code, cardinalities[at % cardinalities.len()]) as u16
+        };
+        let id_row = |item: &Option<ItemIdx>| item.map_or(0, |item| self.id_row(item));
+        let mut towers = self.clone();
+        towers.shape.items = known.len() as u32;
+        towers.item_code_row = codes.iter().enumerate().map(code_row).collect::<Vec<_>>().into();
+        towers.id_row = known.iter().map(id_row).collect::<Vec<_>>().into();
+        towers.version = towers.fingerprint();
+        towers
+    }
+
     /// The id row of an item: 0 for rare and unknown ones.
     pub(super) fn id_row(&self, item: ItemIdx) -> u32 {
         self.id_row.get(item.row()).copied().unwrap_or(0)

@@ -9,3 +9,4 @@ mod parity;
 mod resume;
 mod suggest;
 mod support;
+mod swap;
