@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use crate::bundle::{EncodeScratch, RankScratch};
 use crate::features::{Candidate, History, RequestInput};
 use crate::index::{self, Hit};
-use crate::monitor::{Fallback, Stage};
+use crate::monitor::{Fallback, Source, Stage};
 use crate::types::ItemIdx;
 
 use super::answer::{Reason, Timings};
 use super::deadline::Deadline;
+use super::s2_candidates::Buffers;
 use super::serving::Serving;
 
 /// Everything that decided a request, from the outside: with the bundle it determines the answer.
@@ -55,6 +56,8 @@ pub struct Context {
     pub ahead: Option<Box<Ahead>>,
     pub degraded: Vec<Fallback>,
     pub reasons: Vec<Reason>,
+    /// Set by a stage that leaves nothing to rank by: the order of the candidates stands.
+    pub unranked: bool,
     /// Dropped by s5, by cause.
     pub drops: Drops,
     pub timings: Timings,
@@ -74,6 +77,7 @@ pub struct Drops {
 pub struct Ranked {
     pub item: ItemIdx,
     pub score: f32,
+    pub source: Source,
 }
 
 /// Buffers of one request; they keep their size from request to request.
@@ -87,6 +91,9 @@ pub struct Scratch {
     /// Written by s2, best first.
     pub hits: Vec<Hit>,
     pub candidates: Vec<Candidate>,
+    /// What brought each candidate in, parallel to them.
+    pub sources: Vec<Source>,
+    pub blend: Buffers,
     /// Written by s3: the item and cross columns that the ranker wants, column-major.
     pub columns: Vec<f32>,
     /// Written by s4, parallel to the candidates.
@@ -119,6 +126,8 @@ impl Scratch {
             vector: vec![0.0; bundle.towers.dim()],
             hits: Vec::with_capacity(candidates),
             candidates: Vec::with_capacity(candidates),
+            sources: Vec::with_capacity(candidates),
+            blend: Buffers::new(bundle, &serving.lists, candidates),
             columns: Vec::with_capacity(columns),
             raw: Vec::with_capacity(candidates),
             ranked: Vec::with_capacity(candidates),
@@ -150,6 +159,7 @@ impl Context {
             scratch,
             degraded,
             reasons: Vec::new(),
+            unranked: false,
             drops: Drops::default(),
             timings,
         }

@@ -186,10 +186,20 @@ impl Items {
         region.map_or(&self.in_stock, |at| &self.eligible[at])
     }
 
-    /// The bits of these labels; a label that no item carries has no bit.
-    pub fn label_bits<'a>(&self, labels: impl IntoIterator<Item = &'a String>) -> u64 {
+    /// Names of the labels, sorted; a label's position is its bit.
+    pub fn label_names(&self) -> &[String] {
+        &self.label_names
+    }
+
+    /// The bits with which an item must not be shown when these labels are blocked. A label that no
+    /// item carries has no bit. A bit without a name cannot be read, so it may be any of them.
+    pub fn blocked_bits(&self, labels: &[String]) -> u64 {
+        if labels.is_empty() {
+            return 0;
+        }
+        let nameless = u64::MAX.checked_shl(self.label_names.len() as u32).unwrap_or(0);
         let bit = |label| self.label_names.binary_search(label).map_or(0, |at| 1u64 << at);
-        labels.into_iter().map(bit).fold(0, |bits, bit| bits | bit)
+        labels.iter().map(bit).fold(nameless, |bits, bit| bits | bit)
     }
 
     /// The labels of an item as bits.
@@ -293,7 +303,9 @@ mod tests {
         let south = items.eligible(Some(1));
         assert_eq!((south.get(a), south.get(b)), (true, false), "b is out of stock");
         assert!(items.eligible(None).get(c) && !items.eligible(Some(0)).get(c));
-        let alcohol = items.label_bits(&["alcohol".to_owned(), "unknown".to_owned()]);
+        let alcohol = items.blocked_bits(&["alcohol".to_owned(), "unknown".to_owned()]);
+        assert_eq!(alcohol, !0b10, "tobacco is known and not blocked, other bits are not known");
+        assert_eq!(items.blocked_bits(&[]), 0);
         assert!(items.labels(a) & alcohol != 0 && items.labels(c) & alcohol != 0);
         assert_eq!(items.labels(b) & alcohol, 0);
         assert_eq!((items.title(a), items.title(b)), (Some("Ale"), None));
