@@ -11,6 +11,8 @@
 mod manifest;
 mod ranking;
 mod registry;
+#[cfg(all(test, feature = "etl"))]
+pub mod sample;
 
 use std::path::{Path, PathBuf};
 

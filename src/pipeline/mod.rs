@@ -28,6 +28,8 @@ mod s5_rules;
 mod s6_response;
 mod serving;
 mod stages;
+#[cfg(all(test, feature = "etl"))]
+mod tests;
 mod warm;
 
 use std::time::Instant;
@@ -39,8 +41,8 @@ use crate::monitor::Stage;
 use context::{Ahead, Context, Inputs};
 
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
-pub use engine::{Engine, Error, HistoryItem, Parts, Request, StartError};
 pub use deadline::Budgets;
+pub use engine::{Engine, Error, HistoryItem, Parts, Request, StartError};
 pub use region::{Config as RegionConfig, Location};
 pub use s2_candidates::Config as SourcesConfig;
 pub use s5_rules::Config as RulesConfig;

@@ -48,9 +48,10 @@ impl Config {
 pub fn run(cx: &mut Context) {
     let serving = cx.serving.clone();
     let (items, rules) = (&serving.bundle.items, &serving.settings.rules);
+    let blocked = items.label_bits(&rules.blocked_labels);
     let mut ranked = std::mem::take(&mut cx.scratch.ranked);
     let mut drops = Drops::default();
-    ranked.retain(|r| keep(items.labels(r.item) & serving.blocked == 0, &mut drops.blocked_label));
+    ranked.retain(|r| keep(items.labels(r.item) & blocked == 0, &mut drops.blocked_label));
     ranked.retain(|r| keep(!cx.inputs.shown.contains(&r.item), &mut drops.recently_shown));
     for r in &mut ranked {
         r.score *= 1.0 + boost(rules, items.age_days(r.item, cx.inputs.time_ms));

@@ -31,8 +31,6 @@ pub struct Serving {
     pub user_region: Option<usize>,
     /// What candidates come from beside retrieval.
     pub lists: Lists,
-    /// Label bits that s5 lets nothing pass with.
-    pub blocked: u64,
     pub remarks: Vec<Remark>,
 }
 
@@ -65,7 +63,7 @@ impl Serving {
         let user_region = bundle.users.columns().iter().position(|c| c == USER_REGION);
         let mut remarks = Vec::new();
         let (rules, items) = (&settings.rules, &bundle.items);
-        let blocked = items.blocked_bits(&rules.blocked_labels);
+        let blocked = items.label_bits(&rules.blocked_labels);
         if !rules.blocked_labels.is_empty() && items.label_names().is_empty() {
             remarks.push(Remark::NoLabels);
         }
@@ -75,16 +73,7 @@ impl Serving {
             remarks.push(Remark::Unlearnt { feature: feature.name.clone() });
         }
         remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
-        Ok(Self {
-            number,
-            bundle,
-            settings,
-            context_names,
-            user_region,
-            lists,
-            blocked,
-            remarks,
-        })
+        Ok(Self { number, bundle, settings, context_names, user_region, lists, remarks })
     }
 
     /// Version of the bundle.

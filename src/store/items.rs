@@ -67,6 +67,8 @@ pub enum Error {
     TooMany { what: &'static str, found: usize, max: usize },
     #[error("{path}: item {row} has category code {code}, the table has {categories}")]
     Category { path: std::path::PathBuf, row: usize, code: u32, categories: usize },
+    #[error("{path}: item {row} has label bits {bits:#x}, the table has {labels} labels")]
+    Labels { path: std::path::PathBuf, row: usize, bits: u64, labels: usize },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -128,6 +130,14 @@ impl Items {
         if let Some((row, &code)) = category.iter().enumerate().find(bad) {
             return Err(Error::Category { path: path.to_owned(), row, code, categories });
         }
+        // A label that cannot be read might be a blocked one, so such a table serves nobody.
+        let (labels, known) = (file.get_exact::<u64>("labels", n)?, metadata.labels.len());
+        let nameless = u64::MAX.checked_shl(known as u32).unwrap_or(0);
+        if let Some((row, &bits)) =
+            labels.iter().enumerate().find(|(_, bits)| **bits & nameless != 0)
+        {
+            return Err(Error::Labels { path: path.to_owned(), row, bits, labels: known });
+        }
         let bitmap = |name: &str| -> Result<Bitmap, Error> {
             let words = file.get_exact::<u64>(name, n.div_ceil(64))?;
             Ok(Bitmap::from_words(n, words.to_vec()))
@@ -140,7 +150,7 @@ impl Items {
             category,
             price: file.get_exact("price", n)?,
             created_ms: file.get_exact("created_ms", n)?,
-            labels: file.get_exact("labels", n)?,
+            labels,
             label_names: metadata.labels,
             in_stock: bitmap("in_stock")?,
             eligible: (0..metadata.regions.len())
@@ -191,15 +201,10 @@ impl Items {
         &self.label_names
     }
 
-    /// The bits with which an item must not be shown when these labels are blocked. A label that no
-    /// item carries has no bit. A bit without a name cannot be read, so it may be any of them.
-    pub fn blocked_bits(&self, labels: &[String]) -> u64 {
-        if labels.is_empty() {
-            return 0;
-        }
-        let nameless = u64::MAX.checked_shl(self.label_names.len() as u32).unwrap_or(0);
+    /// The bits of these labels; a label that no item carries has no bit.
+    pub fn label_bits<'a>(&self, labels: impl IntoIterator<Item = &'a String>) -> u64 {
         let bit = |label| self.label_names.binary_search(label).map_or(0, |at| 1u64 << at);
-        labels.iter().map(bit).fold(nameless, |bits, bit| bits | bit)
+        labels.into_iter().map(bit).fold(0, |bits, bit| bits | bit)
     }
 
     /// The labels of an item as bits.
@@ -303,9 +308,7 @@ mod tests {
         let south = items.eligible(Some(1));
         assert_eq!((south.get(a), south.get(b)), (true, false), "b is out of stock");
         assert!(items.eligible(None).get(c) && !items.eligible(Some(0)).get(c));
-        let alcohol = items.blocked_bits(&["alcohol".to_owned(), "unknown".to_owned()]);
-        assert_eq!(alcohol, !0b10, "tobacco is known and not blocked, other bits are not known");
-        assert_eq!(items.blocked_bits(&[]), 0);
+        let alcohol = items.label_bits(&["alcohol".to_owned(), "unknown".to_owned()]);
         assert!(items.labels(a) & alcohol != 0 && items.labels(c) & alcohol != 0);
         assert_eq!(items.labels(b) & alcohol, 0);
         assert_eq!((items.title(a), items.title(b)), (Some("Ale"), None));
@@ -313,5 +316,20 @@ mod tests {
         assert_eq!((items.price(a), items.price(b)), (Some(2.5), None));
         assert_eq!((items.age_days(a, 86_400_000), items.age_days(b, 0)), (Some(1.0), None));
         assert_eq!(items.columns().get("items.price").unwrap()[2], 1.0);
+    }
+
+    #[test]
+    fn a_label_that_cannot_be_read_closes_the_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("items.bin");
+        let records = [record("a", &[], &["alcohol"], true), record("b", &[], &[], true)];
+        Items::save(&path, &records, &ItemColumns::new(2)).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let labels: Vec<u8> = [1u64, 0].iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let at = bytes.windows(16).position(|window| window == labels).unwrap();
+        bytes[at + 8] = 2;
+        std::fs::write(&path, bytes).unwrap();
+        let refused = Items::open(&path).err().unwrap().to_string();
+        assert!(refused.contains("item 1 has label bits 0x2, the table has 1 labels"), "{refused}");
     }
 }
