@@ -138,8 +138,7 @@ impl Live {
 
     /// Whether the item is there and its place in the set; `built` as for [`Live::place`].
     pub(super) fn allows(&self, allowed: &Allowed, item: ItemIdx, built: Option<usize>) -> bool {
-        self.place(item, built)
-            .is_some_and(|place| allowed.places.get(ItemIdx(place as u32)))
+        self.place(item, built).is_some_and(|place| allowed.places.get(ItemIdx(place as u32)))
     }
 
     /// Writes the vector of a living row of the delta; false when the item has none.

@@ -82,9 +82,10 @@ impl Handles {
             candidates: histogram!(CANDIDATES),
             by_source: each(Source::ALL, |s| counter!(CANDIDATES_BY_SOURCE, "source" => s.name())),
             sources_lost: each(Source::ALL, |source| {
-                each(SourceLoss::ALL, |why| {
-                    counter!(SOURCES_LOST, "source" => source.name(), "reason" => why.name())
-                })
+                each(
+                    SourceLoss::ALL,
+                    |why| counter!(SOURCES_LOST, "source" => source.name(), "reason" => why.name()),
+                )
             }),
             items_returned: each(Source::ALL, |s| counter!(ITEMS_RETURNED, "source" => s.name())),
             dropped: each(Dropped::ALL, |d| counter!(DROPPED, "reason" => d.name())),

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::pipeline::ConfigError;
 use crate::monitor::Source;
+use crate::pipeline::ConfigError;
 
 /// Section `[pipeline.sources]`.
 #[derive(Debug, Clone, Deserialize)]

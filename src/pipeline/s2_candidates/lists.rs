@@ -51,13 +51,11 @@ impl Lists {
         let shown = column(Source::Fresh, &config.fresh.column);
         let rows_max = config.list_rows_max;
         let list = |score: &dyn Fn(ItemIdx) -> Option<f32>| {
-            let allowed = |item| if items.labels(item) & blocked == 0 { score(item) } else { None };
-            ByRegion::new(items, rows_max, allowed)
+            let open = |item| blocked == 0 || items.labels(item) & blocked == 0;
+            ByRegion::new(items, rows_max, |item| score(item).filter(|_| open(item)))
         };
         // The fallback of the whole stage, so it has every item that there is room for.
-        let popular = list(&|item| {
-            Some(wanted.map_or(0.0, |wanted| wanted[item.row()].max(0.0)))
-        });
+        let popular = list(&|item| Some(wanted.map_or(0.0, |wanted| wanted[item.row()].max(0.0))));
         let trending = match (rise, users) {
             (Some(rise), Some(users)) if quotas[Source::Trending as usize] > 0 => list(&|item| {
                 let enough = users[item.row()] >= config.trending.floor;

@@ -4,7 +4,8 @@ use crate::types::ItemIdx;
 
 /// The different items of a history (oldest first), newest first.
 pub fn items(history: &[ItemIdx]) -> impl Iterator<Item = ItemIdx> {
-    let newest = |(at, item): (usize, &ItemIdx)| (!history[at + 1..].contains(item)).then_some(*item);
+    let newest =
+        |(at, item): (usize, &ItemIdx)| (!history[at + 1..].contains(item)).then_some(*item);
     history.iter().enumerate().rev().filter_map(newest)
 }
 
