@@ -39,6 +39,11 @@ pub struct Serving {
 pub enum Remark {
     #[error("pipeline.sources.{of} is off: the bundle has no item column `{column}`")]
     NoColumn { of: &'static str, column: String },
+    #[error(
+        "without retrieval, items are served as the table has them: the bundle has no item column \
+         `{column}` (pipeline.sources.popular.column)"
+    )]
+    NoPopularity { column: String },
     #[error("rules.blocked_labels is set, but no item of the bundle has a label")]
     NoLabels,
     #[error(

@@ -319,6 +319,7 @@ fn what_a_bundle_lacks_is_remarked_and_turns_the_source_off() {
     let world = World::with_labels(settings, false);
     let remarks = &world.serving.remarks;
     let column = "item_stats.nothing".to_owned();
+    assert!(remarks.contains(&Remark::NoPopularity { column: column.clone() }), "{remarks:?}");
     assert!(remarks.contains(&Remark::NoColumn { of: "popular", column }), "{remarks:?}");
     assert!(remarks.contains(&Remark::NoLabels), "{remarks:?}");
     assert!(remarks.contains(&Remark::Unlearnt { feature: "place".into() }), "{remarks:?}");

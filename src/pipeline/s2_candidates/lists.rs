@@ -49,6 +49,9 @@ impl Lists {
         let rise = column(Source::Trending, &config.trending.column);
         let users = column(Source::Trending, &config.trending.floor_column);
         let shown = column(Source::Fresh, &config.fresh.column);
+        if wanted.is_none() {
+            remarks.push(Remark::NoPopularity { column: config.popular.column.clone() });
+        }
         let rows_max = config.list_rows_max;
         let list = |score: &dyn Fn(ItemIdx) -> Option<f32>| {
             let open = |item| blocked == 0 || items.labels(item) & blocked == 0;
