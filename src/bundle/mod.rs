@@ -14,6 +14,8 @@ mod live_items;
 mod manifest;
 mod ranking;
 mod registry;
+#[cfg(all(test, feature = "etl"))]
+pub mod sample;
 
 use std::path::{Path, PathBuf};
 

@@ -68,6 +68,8 @@ pub struct Plan {
 struct Step {
     op: Op<Slot>,
     default: Option<f32>,
+    /// Whether neither a user, nor the context, the time or the history is read.
+    item_only: bool,
 }
 
 /// Why a schema does not fit its tables.
@@ -123,7 +125,7 @@ impl Plan {
     /// Of each item and cross column, whether it depends on the item alone: such a column can be
     /// computed once for all items.
     pub fn item_only(&self) -> Vec<bool> {
-        self.columns.iter().map(Step::is_item_only).collect()
+        self.columns.iter().map(|step| step.item_only).collect()
     }
 
     /// Fills column `at`, which depends on the item alone, for items from `first_row` on.
@@ -137,7 +139,7 @@ impl Plan {
     /// item column is `value(column)`.
     pub fn item_value(&self, at: usize, value: impl Fn(usize) -> f32) -> f32 {
         let step = &self.columns[at];
-        assert!(step.is_item_only(), "column {at} needs a request");
+        assert!(step.item_only, "column {at} needs a request");
         let read = |slot: Slot| match slot {
             Slot::Item(at) => value(at),
             _ => f32::NAN,
@@ -148,7 +150,7 @@ impl Plan {
 
     /// Number of columns that [`Plan::request_columns`] fills.
     pub fn request_column_count(&self) -> usize {
-        self.columns.iter().filter(|step| !step.is_item_only()).count()
+        self.columns.iter().filter(|step| !step.item_only).count()
     }
 
     /// Fills the columns that need a request, in the order of [`Plan::columns`], column-major.
@@ -159,7 +161,7 @@ impl Plan {
         candidates: &[Candidate],
         out: &mut [f32],
     ) {
-        let steps = self.columns.iter().filter(|step| !step.is_item_only());
+        let steps = self.columns.iter().filter(|step| !step.item_only);
         fill_all(steps, request, &items.into(), candidates, out);
     }
 
@@ -197,22 +199,6 @@ fn fill_all<'a>(
 }
 
 impl Step {
-    /// Whether neither a user, nor the context, the time or the history is read.
-    fn is_item_only(&self) -> bool {
-        let plain = matches!(
-            self.op,
-            Op::Raw { .. }
-                | Op::Log1p { .. }
-                | Op::Clip { .. }
-                | Op::Category { .. }
-                | Op::Ratio { .. }
-                | Op::Difference { .. }
-                | Op::Equals { .. }
-        );
-        let reads = self.op.references();
-        plain && reads.iter().all(|(slot, _)| matches!(slot, Slot::Item(_)))
-    }
-
     fn or_default(&self, value: f32) -> f32 {
         if value.is_nan() { self.default.unwrap_or(value) } else { value }
     }
@@ -365,7 +351,22 @@ fn step(
             }
         })
     })?;
-    Ok(Step { op, default: feature.default })
+    let item_only = is_item_only(&op);
+    Ok(Step { op, default: feature.default, item_only })
+}
+
+fn is_item_only(op: &Op<Slot>) -> bool {
+    let plain = matches!(
+        op,
+        Op::Raw { .. }
+            | Op::Log1p { .. }
+            | Op::Clip { .. }
+            | Op::Category { .. }
+            | Op::Ratio { .. }
+            | Op::Difference { .. }
+            | Op::Equals { .. }
+    );
+    plain && op.references().iter().all(|(slot, _)| matches!(slot, Slot::Item(_)))
 }
 
 #[cfg(test)]

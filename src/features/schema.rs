@@ -29,6 +29,12 @@ pub struct Feature {
 }
 
 impl Feature {
+    /// Whether the values come from the candidate's place in retrieval, which a candidate of
+    /// another source lacks.
+    pub fn reads_retrieval(&self) -> bool {
+        matches!(self.op, Op::RetrievalRank | Op::RetrievalScore)
+    }
+
     /// Whether the values are codes, to be split by category and not by order.
     pub fn is_category(&self) -> bool {
         matches!(self.op, Op::Category { .. })

@@ -3,6 +3,8 @@
 //! With `kernels/`, the only place where `unsafe` may stand. Every function here is safe to call;
 //! what makes it so is written beside each block.
 
+#[cfg(test)]
+pub mod allocations;
 #[cfg(feature = "etl")]
 pub mod lightgbm;
 pub mod mmap;

@@ -157,6 +157,22 @@ impl Index for HnswIndex {
         }
     }
 
+    fn allows(&self, allowed: &Allowed, item: ItemIdx) -> bool {
+        self.live.allows(allowed, item, self.built(item))
+    }
+
+    fn vector_of(&self, item: ItemIdx, out: &mut [f32]) -> bool {
+        assert_eq!(out.len(), self.dim, "vector of another dimension than the index");
+        match self.built(item).filter(|&row| self.live.is_alive(row)) {
+            Some(row) => out.copy_from_slice(self.vector(row)),
+            None if self.live.vector(item, out) => {
+                kernels::normalise(out);
+            }
+            None => return false,
+        }
+        true
+    }
+
     fn upsert(
         &self,
         item: ItemIdx,

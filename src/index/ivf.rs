@@ -115,6 +115,18 @@ impl IvfIndex {
         self.residual_score(near, dot[0], slot, prepared.step)
     }
 
+    /// Writes the vector of a slot by the finest tier.
+    fn stored(&self, slot: usize, out: &mut [f32]) {
+        if let Some(halves) = &self.halves {
+            return half::widen(&halves[slot * self.dim..][..self.dim], out);
+        }
+        let row = &self.residuals[slot * int8::row_bytes(self.dim)..][..self.dim];
+        let near = self.centroid(self.list_of(slot)).iter().zip(row);
+        for (x, (centre, &code)) in out.iter_mut().zip(near) {
+            *x = centre + f32::from(code) * self.step(slot);
+        }
+    }
+
     fn half_score(&self, query: &[f32], halves: &[u16], slot: usize, wide: &mut Vec<f32>) -> f32 {
         wide.resize(self.dim, 0.0);
         half::widen(&halves[slot * self.dim..][..self.dim], wide);
@@ -182,6 +194,25 @@ impl Index for IvfIndex {
         if let Some(place) = self.live.place(item, self.slot(item)) {
             allowed.places.set(ItemIdx(place as u32), member);
         }
+    }
+
+    fn allows(&self, allowed: &Allowed, item: ItemIdx) -> bool {
+        self.live.allows(allowed, item, self.slot(item))
+    }
+
+    fn vector_of(&self, item: ItemIdx, out: &mut [f32]) -> bool {
+        assert_eq!(out.len(), self.dim, "vector of another dimension than the index");
+        let there = match self.slot(item).filter(|&slot| self.live.is_alive(slot)) {
+            Some(slot) => {
+                self.stored(slot, out);
+                true
+            }
+            None => self.live.vector(item, out),
+        };
+        if there {
+            kernels::normalise(out);
+        }
+        there
     }
 
     fn upsert(

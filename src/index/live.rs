@@ -136,6 +136,24 @@ impl Live {
         Some(self.built + row).filter(|&place| self.is_alive(place))
     }
 
+    /// Whether the item is there and its place in the set; `built` as for [`Live::place`].
+    pub(super) fn allows(&self, allowed: &Allowed, item: ItemIdx, built: Option<usize>) -> bool {
+        self.place(item, built).is_some_and(|place| allowed.places.get(ItemIdx(place as u32)))
+    }
+
+    /// Writes the vector of a living row of the delta; false when the item has none.
+    pub(super) fn vector(&self, item: ItemIdx, out: &mut [f32]) -> bool {
+        let delta = self.delta.load();
+        let Some(row) = delta.find(item).filter(|row| self.is_alive(self.built + row)) else {
+            return false;
+        };
+        let chunk = &delta.chunks[row / CHUNK_ROWS];
+        let (at, bytes) = (row % CHUNK_ROWS, int8::row_bytes(self.dim));
+        let codes = &chunk.codes[at * bytes..][..self.dim];
+        out.iter_mut().zip(codes).for_each(|(x, &code)| *x = f32::from(code) * chunk.steps[at]);
+        true
+    }
+
     /// See [`super::Index::upsert`]; `built` as for [`Live::place`].
     pub(super) fn upsert(
         &self,

@@ -112,6 +112,16 @@ pub trait Index: Send + Sync {
     /// that is not there is not put in.
     fn set_allowed(&self, allowed: &Allowed, item: ItemIdx, member: bool);
 
+    /// Whether an item is there and in a set.
+    fn allows(&self, allowed: &Allowed, item: ItemIdx) -> bool;
+
+    /// Writes the stored vector of an item to `out` (`[dim]`), rounded as it is stored and of length
+    /// one; false, and nothing written, for an item that is not there.
+    ///
+    /// # Panics
+    /// When `out` has another length than the index's vectors.
+    fn vector_of(&self, item: ItemIdx, out: &mut [f32]) -> bool;
+
     /// Adds or replaces the vector (`[dim]`, of length one) of an item, below or from
     /// [`Index::len`] on, for all searches that begin afterwards. Before it can be found it is put
     /// into or taken out of each of `sets`.

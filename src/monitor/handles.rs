@@ -5,7 +5,8 @@ use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use super::labels::{
-    Cache, Dropped, Fallback, Hit, Log, Lost, Refusal, Route, STATUSES, Stage, status_at,
+    Cache, Dropped, Fallback, Hit, Log, Lost, Refusal, Route, STATUSES, Source, SourceLoss, Stage,
+    status_at,
 };
 
 pub const REQUESTS: &str = "shortlist_http_requests_total";
@@ -15,6 +16,8 @@ pub const FALLBACKS: &str = "shortlist_fallbacks_total";
 pub const CACHE: &str = "shortlist_cache_lookups_total";
 pub const CACHE_WRITES_DROPPED: &str = "shortlist_cache_writes_dropped_total";
 pub const CANDIDATES: &str = "shortlist_candidates";
+pub const CANDIDATES_BY_SOURCE: &str = "shortlist_candidates_by_source_total";
+pub const SOURCES_LOST: &str = "shortlist_sources_lost_total";
 pub const ITEMS_RETURNED: &str = "shortlist_items_returned_total";
 pub const DROPPED: &str = "shortlist_candidates_dropped_total";
 pub const LOGGED: &str = "shortlist_log_rows_written_total";
@@ -43,7 +46,9 @@ pub struct Handles {
     cache: Vec<Vec<Counter>>,
     pub cache_writes_dropped: Counter,
     pub candidates: Histogram,
-    pub items_returned: Counter,
+    by_source: Vec<Counter>,
+    sources_lost: Vec<Vec<Counter>>,
+    items_returned: Vec<Counter>,
     dropped: Vec<Counter>,
     logged: Vec<Counter>,
     lost: Vec<Vec<Counter>>,
@@ -81,7 +86,14 @@ impl Handles {
             }),
             cache_writes_dropped: counter!(CACHE_WRITES_DROPPED),
             candidates: histogram!(CANDIDATES),
-            items_returned: counter!(ITEMS_RETURNED),
+            by_source: each(Source::ALL, |s| counter!(CANDIDATES_BY_SOURCE, "source" => s.name())),
+            sources_lost: each(Source::ALL, |source| {
+                each(
+                    SourceLoss::ALL,
+                    |why| counter!(SOURCES_LOST, "source" => source.name(), "reason" => why.name()),
+                )
+            }),
+            items_returned: each(Source::ALL, |s| counter!(ITEMS_RETURNED, "source" => s.name())),
             dropped: each(Dropped::ALL, |d| counter!(DROPPED, "reason" => d.name())),
             logged: each(Log::ALL, |log| counter!(LOGGED, "log" => log.name())),
             lost: each(Log::ALL, |log| {
@@ -117,6 +129,18 @@ impl Handles {
 
     pub fn cache(&self, cache: Cache, hit: Hit) -> &Counter {
         &self.cache[cache as usize][hit as usize]
+    }
+
+    pub fn by_source(&self, source: Source) -> &Counter {
+        &self.by_source[source as usize]
+    }
+
+    pub fn source_lost(&self, source: Source, why: SourceLoss) -> &Counter {
+        &self.sources_lost[source as usize][why as usize]
+    }
+
+    pub fn items_returned(&self, source: Source) -> &Counter {
+        &self.items_returned[source as usize]
     }
 
     pub fn dropped(&self, reason: Dropped) -> &Counter {
@@ -168,7 +192,9 @@ fn describe() {
         "Write-backs to Redis given up because their queue was full or Redis failed."
     );
     describe_histogram!(CANDIDATES, "Candidates that retrieval returned for a request.");
-    describe_counter!(ITEMS_RETURNED, "Items returned to callers.");
+    describe_counter!(CANDIDATES_BY_SOURCE, "Candidates that were ranked, by source.");
+    describe_counter!(SOURCES_LOST, "Requests that went without a source, by source and reason.");
+    describe_counter!(ITEMS_RETURNED, "Items returned to callers, by source.");
     describe_counter!(DROPPED, "Candidates that did not reach the answer, by reason.");
     describe_counter!(LOGGED, "Rows written to Parquet, by log.");
     describe_counter!(LOST, "Rows of a log that were lost, by log and reason.");

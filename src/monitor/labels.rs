@@ -45,8 +45,41 @@ labels! {
         RetrievalOrder = "retrieval_order",
         /// Requests waited too long: fewer candidates were retrieved.
         FewerCandidates = "fewer_candidates",
+        /// Retrieval failed or was too late: what is most wanted in the region, in that order.
+        PopularItems = "popular_items",
+        /// A source of candidates beside retrieval failed or was too late.
+        FewerSources = "fewer_sources",
         /// Redis did not answer, or answered with an error.
         UserStoreDown = "user_store_down",
+    }
+}
+
+labels! {
+    /// What brought a candidate in. An item that several bring carries the first of these that is
+    /// not `ann`.
+    Source {
+        /// Nearest to the user's vector.
+        Ann = "ann",
+        /// In the user's own history.
+        Repeats = "repeats",
+        /// Nearest to the newest item of the history.
+        Similar = "similar",
+        /// Rising in the region.
+        Trending = "trending",
+        /// Most wanted in the region.
+        Popular = "popular",
+        /// New and hardly shown: exploration.
+        Fresh = "fresh",
+    }
+}
+
+labels! {
+    /// Why a source of candidates brought none.
+    SourceLoss {
+        /// Too little of the request's time was left.
+        Late = "late",
+        /// It panicked; the log has the cause.
+        Failed = "failed",
     }
 }
 

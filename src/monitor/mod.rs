@@ -18,7 +18,9 @@ mod labels;
 
 pub use handles::*;
 pub use health::{Component, Health, Phase};
-pub use labels::{Cache, Dropped, Fallback, Hit, Log, Lost, Refusal, Route, STATUSES, Stage};
+pub use labels::{
+    Cache, Dropped, Fallback, Hit, Log, Lost, Refusal, Route, STATUSES, Source, SourceLoss, Stage,
+};
 
 /// Section `[monitor]`.
 #[derive(Debug, Clone, Deserialize)]
@@ -162,10 +164,24 @@ pub fn items_changed(sequence: u64, changed: usize, live_rows: usize) {
     }
 }
 
-/// How many items an answer carries.
-pub fn items_returned(count: usize) {
+/// How many of a request's candidates a source brought.
+pub fn candidates_by_source(source: Source, count: usize) {
     if let Some(handles) = HANDLES.get() {
-        handles.items_returned.increment(count as u64);
+        handles.by_source(source).increment(count as u64);
+    }
+}
+
+/// A request went without a source.
+pub fn source_lost(source: Source, why: SourceLoss) {
+    if let Some(handles) = HANDLES.get() {
+        handles.source_lost(source, why).increment(1);
+    }
+}
+
+/// How many items of an answer a source brought.
+pub fn items_returned(source: Source, count: usize) {
+    if let Some(handles) = HANDLES.get() {
+        handles.items_returned(source).increment(count as u64);
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::monitor::Source;
+
 /// The stages in order, as metrics and answers name them.
 pub const STAGES: [&str; 6] =
     ["s1_user_embedding", "s2_candidates", "s3_features", "s4_ranking", "s5_rules", "s6_response"];
@@ -31,7 +33,7 @@ pub struct AnswerItem {
     /// What the answer is ordered by: the ranker's probability after the rules.
     pub score: f32,
     /// What brought the item in.
-    pub source: &'static str,
+    pub source: Source,
 }
 
 /// One cause of a short answer.

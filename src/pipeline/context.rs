@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use crate::bundle::{EncodeScratch, RankScratch};
 use crate::features::{Candidate, History, RequestInput};
 use crate::index::{self, Hit};
-use crate::monitor::{Fallback, Stage};
+use crate::monitor::{Fallback, Source, Stage};
 use crate::store::items::{Late, View};
 use crate::types::ItemIdx;
 
 use super::answer::{Reason, Timings};
 use super::deadline::Deadline;
+use super::s2_candidates::Buffers;
 use super::serving::Serving;
 
 /// Everything that decided a request, from the outside: with the bundle it determines the answer.
@@ -58,6 +59,8 @@ pub struct Context {
     pub ahead: Option<Box<Ahead>>,
     pub degraded: Vec<Fallback>,
     pub reasons: Vec<Reason>,
+    /// Set by a stage that leaves nothing to rank by: the order of the candidates stands.
+    pub unranked: bool,
     /// Dropped by s5, by cause.
     pub drops: Drops,
     pub timings: Timings,
@@ -77,6 +80,7 @@ pub struct Drops {
 pub struct Ranked {
     pub item: ItemIdx,
     pub score: f32,
+    pub source: Source,
 }
 
 /// Buffers of one request; they keep their size from request to request.
@@ -92,6 +96,9 @@ pub struct Scratch {
     pub candidates: Vec<Candidate>,
     /// Positions of candidates that are not what was built, ascending; written by s2.
     pub late: Vec<u32>,
+    /// What brought each candidate in, parallel to them.
+    pub sources: Vec<Source>,
+    pub blend: Buffers,
     /// Written by s3: the item and cross columns that the ranker wants, column-major.
     pub columns: Vec<f32>,
     /// Written by s4, parallel to the candidates.
@@ -125,6 +132,8 @@ impl Scratch {
             hits: Vec::with_capacity(candidates),
             candidates: Vec::with_capacity(candidates),
             late: Vec::with_capacity(candidates),
+            sources: Vec::with_capacity(candidates),
+            blend: Buffers::new(bundle, &serving.lists, candidates),
             columns: Vec::with_capacity(columns),
             raw: Vec::with_capacity(candidates),
             ranked: Vec::with_capacity(candidates),
@@ -157,6 +166,7 @@ impl Context {
             scratch,
             degraded,
             reasons: Vec::new(),
+            unranked: false,
             drops: Drops::default(),
             timings,
         }
@@ -192,8 +202,11 @@ impl Context {
             return;
         }
         let (late, region) = (&self.late, self.inputs.region);
-        let Scratch { candidates, late: positions, .. } = &mut *self.scratch;
-        candidates.retain(|c| late.get(c.item).is_none_or(|item| item.is_offered(region)));
+        let Scratch { candidates, sources, late: positions, .. } = &mut *self.scratch;
+        let offered = |c: &Candidate| late.get(c.item).is_none_or(|item| item.is_offered(region));
+        let mut at = 0..;
+        sources.retain(|_| at.next().is_some_and(|at: usize| offered(&candidates[at])));
+        candidates.retain(offered);
         let has_content = |c: &Candidate| late.get(c.item).is_some_and(|i| i.content.is_some());
         let changed = candidates.iter().zip(0..).filter(|(c, _)| has_content(c));
         positions.extend(changed.map(|(_, at)| at));

@@ -29,6 +29,8 @@ mod s5_rules;
 mod s6_response;
 mod serving;
 mod stages;
+#[cfg(all(test, feature = "etl"))]
+mod tests;
 mod warm;
 
 use std::time::Instant;
@@ -40,9 +42,11 @@ use crate::monitor::Stage;
 use context::{Ahead, Context, Inputs};
 
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
+pub use deadline::Budgets;
 pub use engine::{Engine, Error, HistoryItem, Parts, PublishError, Request, StartError};
 pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges};
 pub use region::{Config as RegionConfig, Location};
+pub use s2_candidates::Config as SourcesConfig;
 pub use s5_rules::Config as RulesConfig;
 pub use serving::{Serving, Settings};
 
@@ -57,13 +61,13 @@ pub struct Config {
     /// Share of the requests whose candidates are checked against exact search, off the hot path;
     /// 0 checks none.
     pub recall_audit_share: f64,
-    /// What s4 needs, microseconds: with less left it is skipped and retrieval's order stands.
-    pub ranking_min_us: u64,
+    pub budgets_us: Budgets,
     /// Names the configuration in answers and logs.
     pub variant: String,
     /// The clock starts at this moment (RFC 3339) when the engine does; empty is the real time.
     pub clock_starts_at: String,
     pub ranker: RankerConfig,
+    pub sources: SourcesConfig,
 }
 
 /// Section `[pipeline.ranker]`.
@@ -85,6 +89,16 @@ pub enum ConfigError {
         "pipeline.clock_starts_at = \"{value}\": {source}; give a time like 2017-12-01T09:00:00Z"
     )]
     Clock { value: String, source: chrono::ParseError },
+    #[error(
+        "pipeline.sources: quotas of {total} in all leave nothing for retrieval: give less than \
+         pipeline.candidates = {candidates}"
+    )]
+    Quotas { total: usize, candidates: usize },
+    #[error(
+        "pipeline.budgets_us: {total_us} in all, over pipeline.deadline_ms = {deadline_ms}: no \
+         request could be served whole"
+    )]
+    Budgets { total_us: u64, deadline_ms: u64 },
     #[error("regions.locations[{at}]: {problem}")]
     Area { at: usize, problem: &'static str },
 }
@@ -102,6 +116,11 @@ impl Config {
             let (key, value) = ("pipeline.recall_audit_share", self.recall_audit_share);
             return Err(ConfigError::Range { key, value, rule: "a share from 0 to 1" });
         }
+        let (total_us, deadline_ms) = (self.budgets_us.total_us(), self.deadline_ms);
+        if total_us > deadline_ms * 1000 {
+            return Err(ConfigError::Budgets { total_us, deadline_ms });
+        }
+        self.sources.check(self.candidates)?;
         self.clock_starts_at_ms().map(|_| ())
     }
 

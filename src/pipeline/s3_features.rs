@@ -11,8 +11,14 @@ pub fn constants(serving: &Serving, inputs: &Inputs, out: &mut [f32]) {
     serving.bundle.plan.constants(&request_input(serving, inputs), out);
 }
 
-/// Fills the columns of the candidates; keeps every candidate and its order.
+/// Fills the columns of the candidates; keeps every candidate and its order. Fallback: without the
+/// time to rank them, none.
 pub fn run(cx: &mut Context) {
+    let needed = cx.serving.settings.pipeline.budgets_us.from_features();
+    cx.unranked |= !cx.deadline.allows(needed);
+    if cx.unranked {
+        return;
+    }
     let bundle = &cx.serving.bundle;
     let request = request_input(&cx.serving, &cx.inputs);
     let view = bundle.items.view_of(cx.late.clone());

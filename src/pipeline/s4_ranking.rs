@@ -1,34 +1,48 @@
 //! s4: the forest's score of every candidate.
 //!
-//! Fallback: with too little time left, or a score that is not a number, retrieval's order stands
-//! and the answer says so.
-
-use std::time::Duration;
+//! Fallback: with too little time left, or a score that is not a number, the order in which s2 left
+//! the candidates stands, and the answer says so.
 
 use super::Context;
-use super::context::Ranked;
+use super::context::{Ranked, Scratch};
+use crate::features::Candidate;
 use crate::monitor::Fallback;
 
 /// Fills the ranked list, parallel to the candidates; keeps every candidate and its order.
 pub fn run(cx: &mut Context) {
-    let needed = Duration::from_micros(cx.serving.settings.pipeline.ranking_min_us);
-    let ranked_ok = cx.deadline.allows(needed) && score(cx);
-    let scratch = &mut *cx.scratch;
-    scratch.ranked.clear();
+    let needed = cx.serving.settings.pipeline.budgets_us.from_ranking();
+    let ranked_ok = !cx.unranked && cx.deadline.allows(needed) && score(cx);
+    let Scratch { candidates, sources, raw, ranked, .. } = &mut *cx.scratch;
+    ranked.clear();
+    let brought = candidates.iter().zip(&*sources);
     if ranked_ok {
         let ranker = &cx.serving.bundle.ranker;
-        let scores = scratch.candidates.iter().zip(&scratch.raw);
-        scratch.ranked.extend(
-            scores.map(|(c, &raw)| Ranked { item: c.item, score: ranker.probability(raw) as f32 }),
-        );
+        ranked.extend(brought.zip(&*raw).map(|((candidate, &source), &raw)| Ranked {
+            item: candidate.item,
+            score: ranker.probability(raw) as f32,
+            source,
+        }));
     } else {
-        // A share of 1, as a probability is, so that the factors of the rules raise it.
-        let by_similarity = |c: &crate::features::Candidate| Ranked {
-            item: c.item,
-            score: 0.5 * (1.0 + c.similarity),
-        };
-        scratch.ranked.extend(scratch.candidates.iter().map(by_similarity));
-        cx.degrade(Fallback::RetrievalOrder);
+        let count = candidates.len() as f32;
+        ranked.extend(brought.zip(0..).map(|((candidate, &source), place)| Ranked {
+            item: candidate.item,
+            score: unranked(candidate, place as f32 / count),
+            source,
+        }));
+        // Popular items in their order are said already.
+        if !cx.degraded.contains(&Fallback::PopularItems) {
+            cx.degrade(Fallback::RetrievalOrder);
+        }
+    }
+}
+
+/// A share of 1, as a probability is, so that the factors of the rules raise it. Without a
+/// similarity, the place among the candidates decides, from 0 to below 1.
+fn unranked(candidate: &Candidate, place: f32) -> f32 {
+    if candidate.similarity.is_nan() {
+        0.5 * (1.0 - place)
+    } else {
+        0.5 * (1.0 + candidate.similarity)
     }
 }
 

@@ -14,7 +14,7 @@ pub fn run(cx: &mut Context) -> Answer {
         price: items.price(r.item),
         thumbnail: items.image_url(r.item).map(str::to_owned),
         score: r.score,
-        source: "ann",
+        source: r.source,
     };
     Answer {
         request_id: cx.inputs.request_id.clone(),

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::s2_candidates::Lists;
 use super::{Config, RegionConfig, RulesConfig};
 use crate::bundle::{self, Bundle};
 
@@ -28,6 +29,28 @@ pub struct Serving {
     pub context_names: Vec<String>,
     /// Position of the users' own region among their columns.
     pub user_region: Option<usize>,
+    /// What candidates come from beside retrieval.
+    pub lists: Lists,
+    pub remarks: Vec<Remark>,
+}
+
+/// What the configuration asks for and this bundle cannot give.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Remark {
+    #[error("pipeline.sources.{of} is off: the bundle has no item column `{column}`")]
+    NoColumn { of: &'static str, column: String },
+    #[error(
+        "without retrieval, items are served as the table has them: the bundle has no item column \
+         `{column}` (pipeline.sources.popular.column)"
+    )]
+    NoPopularity { column: String },
+    #[error("rules.blocked_labels is set, but no item of the bundle has a label")]
+    NoLabels,
+    #[error(
+        "pipeline.sources has quotas, but the ranker learnt from retrieved candidates only: it reads \
+         `{feature}`, which those of other sources lack"
+    )]
+    Unlearnt { feature: String },
 }
 
 impl Serving {
@@ -43,12 +66,30 @@ impl Serving {
         bundle.rank_with(settings.pipeline.ranker.engine)?;
         let context_names = bundle.schema.context_names();
         let user_region = bundle.users.columns().iter().position(|c| c == USER_REGION);
-        Ok(Self { number, bundle, settings, context_names, user_region })
+        let mut remarks = Vec::new();
+        let (rules, items) = (&settings.rules, &bundle.items);
+        let blocked = items.label_bits(&rules.blocked_labels);
+        if !rules.blocked_labels.is_empty() && items.label_names().is_empty() {
+            remarks.push(Remark::NoLabels);
+        }
+        let lists = Lists::new(&settings.pipeline, &bundle, blocked, &mut remarks);
+        let unlearnt = bundle.schema.features().iter().find(|f| f.reads_retrieval());
+        if let Some(feature) = unlearnt.filter(|_| lists.any()) {
+            remarks.push(Remark::Unlearnt { feature: feature.name.clone() });
+        }
+        remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
+        Ok(Self { number, bundle, settings, context_names, user_region, lists, remarks })
     }
 
     /// Version of the bundle.
     pub fn version(&self) -> &str {
         &self.bundle.manifest.bundle_version
+    }
+
+    /// What health says of the bundle: its version, and what it lacks.
+    pub fn describe(&self) -> String {
+        let remarks = self.remarks.iter().map(|remark| format!("; {remark}"));
+        std::iter::once(self.version().to_owned()).chain(remarks).collect()
     }
 
     /// A user's own region by name.

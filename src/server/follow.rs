@@ -68,7 +68,8 @@ fn turn_to(shared: &Shared, source: &Source, handle: &Handle, version: &str) {
     match opened() {
         Ok(()) => {
             monitor::bundle(version);
-            health.set("bundle", true, version);
+            let serving = engine.serving();
+            health.set("bundle", serving.remarks.is_empty(), serving.describe());
         }
         Err(error) => {
             let serving = engine.serving();

@@ -216,10 +216,12 @@ async fn open(
     let loaded = spawn_blocking(load).await.unwrap_or_else(|panic| Err(Box::new(panic)));
     match loaded {
         Ok(engine) => {
-            let version = engine.serving().version().to_owned();
+            let serving = engine.serving();
+            let version = serving.version().to_owned();
+            let (whole, text) = (serving.remarks.is_empty(), serving.describe());
             if shared.engine.set(engine).is_ok() {
                 monitor::bundle(&version);
-                shared.parts.health.set("bundle", true, version.as_str());
+                shared.parts.health.set("bundle", whole, text);
                 shared.parts.health.set_ready();
                 monitor::ready(shared.parts.health.is_ready());
                 tracing::info!(bundle = version, "ready");

@@ -285,7 +285,7 @@ pub fn answer(answer: &Answer, timings: bool) -> Vec<u8> {
                 price: item.price,
                 thumbnail: item.thumbnail.as_deref(),
                 score: item.score,
-                source: item.source,
+                source: item.source.name(),
             }
         }
     }

@@ -76,6 +76,8 @@ pub enum Error {
     TooMany { what: &'static str, found: usize, max: usize },
     #[error("{path}: item {row} has category code {code}, the table has {categories}")]
     Category { path: std::path::PathBuf, row: usize, code: u32, categories: usize },
+    #[error("{path}: item {row} has label bits {bits:#x}, the table has {labels} labels")]
+    Labels { path: std::path::PathBuf, row: usize, bits: u64, labels: usize },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -137,6 +139,14 @@ impl Items {
         if let Some((row, &code)) = category.iter().enumerate().find(bad) {
             return Err(Error::Category { path: path.to_owned(), row, code, categories });
         }
+        // A label that cannot be read might be a blocked one, so such a table serves nobody.
+        let (labels, known) = (file.get_exact::<u64>("labels", n)?, metadata.labels.len());
+        let nameless = u64::MAX.checked_shl(known as u32).unwrap_or(0);
+        if let Some((row, &bits)) =
+            labels.iter().enumerate().find(|(_, bits)| **bits & nameless != 0)
+        {
+            return Err(Error::Labels { path: path.to_owned(), row, bits, labels: known });
+        }
         let bitmap = |name: &str| -> Result<Bitmap, Error> {
             let words = file.get_exact::<u64>(name, n.div_ceil(64))?;
             Ok(Bitmap::from_words(n, words.to_vec()))
@@ -149,7 +159,7 @@ impl Items {
             category,
             price: file.get_exact("price", n)?,
             created_ms: file.get_exact("created_ms", n)?,
-            labels: file.get_exact("labels", n)?,
+            labels,
             label_names: metadata.labels,
             in_stock: bitmap("in_stock")?,
             offered: (0..metadata.regions.len())
@@ -278,6 +288,11 @@ impl View<'_> {
     pub fn id(&self, item: ItemIdx) -> &str {
         let late = self.late.get(item).and_then(|late| late.id.as_deref());
         late.unwrap_or_else(|| self.items.ids.id(item.0))
+    }
+
+    /// Names of the labels, sorted; a label's position is its bit.
+    pub fn label_names(&self) -> &[String] {
+        &self.label_names
     }
 
     /// The bits of these labels; a label that no item carries has no bit.
@@ -456,5 +471,20 @@ mod tests {
         assert_eq!((view.price(a), view.price(b)), (Some(2.5), None));
         assert_eq!((view.age_days(a, 86_400_000), view.age_days(b, 0)), (Some(1.0), None));
         assert_eq!(items.columns().get("items.price").unwrap()[2], 1.0);
+    }
+
+    #[test]
+    fn a_label_that_cannot_be_read_closes_the_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("items.bin");
+        let records = [record("a", &[], &["alcohol"], true), record("b", &[], &[], true)];
+        Items::save(&path, &records, &ItemColumns::new(2)).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let labels: Vec<u8> = [1u64, 0].iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let at = bytes.windows(16).position(|window| window == labels).unwrap();
+        bytes[at + 8] = 2;
+        std::fs::write(&path, bytes).unwrap();
+        let refused = Items::open(&path).err().unwrap().to_string();
+        assert!(refused.contains("item 1 has label bits 0x2, the table has 1 labels"), "{refused}");
     }
 }

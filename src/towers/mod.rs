@@ -25,6 +25,9 @@ pub mod train;
 
 use std::path::PathBuf;
 
+#[cfg(all(test, feature = "etl"))]
+pub(crate) use train::random;
+
 pub use model::{ItemInput, MISSING, Scratch, Shape, Towers, UserInput};
 
 /// Hyper-parameters; every key is explained in `config/default.toml`.

@@ -163,6 +163,15 @@ proptest! {
         let items: Vec<ItemIdx> = members.keys().copied().map(ItemIdx).collect();
         let (mut scratch, mut scores, mut exact) = (Scratch::default(), Vec::new(), Vec::new());
         index.scores(&query, &items, &mut scratch, &mut scores);
+        for (&item, score) in items.iter().zip(&scores) {
+            prop_assert_eq!(index.allows(&allowed, item), members[&item.0]);
+            let mut vector = vec![f32::NAN; case.dim];
+            prop_assert!(index.vector_of(item, &mut vector));
+            let differs = (kernels::dot(&query, &vector) - score).abs();
+            prop_assert!(differs < 0.02, "{:?} differs by {}", item, differs);
+        }
+        let gone = ItemIdx(members.keys().last().map_or(0, |last| last + 1));
+        prop_assert!(!index.allows(&allowed, gone) && !index.vector_of(gone, &mut vec![0.0; case.dim]));
         let scored = items.iter().zip(&scores).filter(|(item, _)| passes(**item));
         let mut naive: Vec<Hit> = scored.map(|(&item, &score)| Hit { item, score }).collect();
         naive.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.item.cmp(&b.item)));

@@ -182,7 +182,16 @@ proptest! {
         let every: Vec<ItemIdx> = (0..600).map(ItemIdx).collect();
         case.index.scores(&case.query, &every, &mut scratch, &mut scores);
         for (item, score) in every.iter().zip(&scores) {
-            prop_assert_eq!(score.is_nan(), !case.present.contains(item), "{:?}", item);
+            let present = case.present.contains(item);
+            prop_assert_eq!(score.is_nan(), !present, "{:?}", item);
+            if let Some(set) = &case.filter {
+                let allowed = present && case.allowed.contains(item);
+                prop_assert_eq!(case.index.allows(set, *item), allowed, "{:?}", item);
+            }
+            let mut vector = vec![f32::NAN; case.query.len()];
+            prop_assert_eq!(case.index.vector_of(*item, &mut vector), present, "{:?}", item);
+            let differs = (kernels::dot(&case.query, &vector) - score).abs();
+            prop_assert!(!present || differs < 0.02, "{:?} differs by {}", item, differs);
         }
         let hits = every.iter().zip(&scores).map(|(&item, &score)| Hit { item, score });
         let mut naive: Vec<Hit> = hits.filter(|hit| case.passes(hit.item)).collect();

@@ -1,6 +1,7 @@
 //! Each way to be wrong has its code, its field and a message that says the fix.
 
 use super::*;
+use crate::monitor::Source;
 use crate::pipeline::{AnswerItem, Reason, Timings};
 
 const NOW_MS: i64 = 1_767_225_600_000; // 2026-01-01
@@ -241,7 +242,7 @@ fn an_answer_has_the_documented_shape() {
             price: Some(2.49),
             thumbnail: None,
             score: 0.25,
-            source: "ann",
+            source: Source::Ann,
         }],
         degraded: vec!["ranking"],
         reasons: vec![Reason { code: "few_eligible_items", count: 1, text: "one".into() }],

@@ -30,7 +30,7 @@ use crate::types::ItemIdx;
 use super::{Config, Error, ItemInput, Towers};
 use batch::Sampler;
 #[cfg(test)]
-pub(super) use init::random;
+pub(crate) use init::random;
 use optim::{AdamW, RowAdagrad};
 use step::Workspace;
 
