@@ -28,7 +28,9 @@ pub use manifest::{
 pub use ranking::{RankScratch, RankerEngine, Ranking};
 pub use registry::{Config, Error as RegistryError, Registry, Rollout};
 
-use crate::features::{Dictionaries, Plan, PlanError, Schema, SchemaError, UserRow, UserTable};
+use crate::features::{
+    Dictionaries, ItemBlock, Plan, PlanError, Schema, SchemaError, UserRow, UserTable,
+};
 use crate::forest::{self, Forest};
 use crate::index::{self, Allowed, Index};
 use crate::sections;
@@ -56,6 +58,8 @@ pub struct Bundle {
     pub manifest: Manifest,
     pub schema: Schema,
     pub plan: Plan,
+    /// The item columns that a request reads, item by item.
+    pub rows: ItemBlock,
     pub dictionaries: Dictionaries,
     pub items: Items,
     pub users: UserTable,
@@ -161,6 +165,7 @@ impl Bundle {
         check_towers(&towers, &*index, &manifest.tower_inputs)?;
         let ranker = open_ranker(dir, &schema)?;
         let plan = Plan::new(&schema, &users, items.columns())?;
+        let rows = plan.request_rows(items.columns());
         let ranking = Ranking::new(&ranker, &plan, items.columns())?;
         let tower_user = TowerUser::new(&manifest.tower_inputs, users.columns())?;
         let tower_item =
@@ -172,6 +177,7 @@ impl Bundle {
             manifest,
             schema,
             plan,
+            rows,
             dictionaries,
             items,
             users,

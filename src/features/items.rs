@@ -82,10 +82,42 @@ pub trait LateRows {
     fn values(&self, item: ItemIdx) -> Option<&[f32]>;
 }
 
+/// Some columns item by item: the values of one item lie side by side.
+#[derive(Clone, Debug, Default)]
+pub struct ItemBlock {
+    columns: Vec<usize>,
+    /// Row-major, `rows x columns.len()`.
+    values: Vec<f32>,
+}
+
+impl ItemBlock {
+    pub(super) fn new(items: &ItemColumns, columns: &[usize]) -> Self {
+        // A stretch of rows at a time, so that what is written stays in the cache.
+        const ROWS: usize = 4096;
+        let width = columns.len();
+        let mut values = vec![f32::NAN; items.rows() * width];
+        for (block, rows) in values.chunks_mut((ROWS * width).max(1)).enumerate() {
+            for (place, &column) in columns.iter().enumerate() {
+                let column = &items.column(column)[block * ROWS..];
+                let cells = rows.iter_mut().skip(place).step_by(width);
+                cells.zip(column).for_each(|(cell, &value)| *cell = value);
+            }
+        }
+        Self { columns: columns.to_vec(), values }
+    }
+
+    /// The values of an item; none past the end.
+    fn row(&self, item: ItemIdx) -> &[f32] {
+        let width = self.columns.len();
+        self.values.get(item.row() * width..(item.row() + 1) * width).unwrap_or_default()
+    }
+}
+
 /// The item columns as one request sees them.
 #[derive(Clone, Copy)]
 pub struct ItemRows<'a> {
     columns: &'a ItemColumns,
+    block: Option<&'a ItemBlock>,
     late: Option<&'a dyn LateRows>,
     /// Positions among the candidates whose values are late.
     positions: &'a [u32],
@@ -93,34 +125,86 @@ pub struct ItemRows<'a> {
 
 impl<'a> From<&'a ItemColumns> for ItemRows<'a> {
     fn from(columns: &'a ItemColumns) -> Self {
-        Self { columns, late: None, positions: &[] }
+        Self { columns, block: None, late: None, positions: &[] }
     }
 }
 
 impl<'a> ItemRows<'a> {
-    /// Columns with late rows over them. `positions` names the candidates of the request that have
-    /// one, so that the others are read from the columns without a question.
-    pub fn new(columns: &'a ItemColumns, late: &'a dyn LateRows, positions: &'a [u32]) -> Self {
-        Self { columns, late: Some(late), positions }
+    /// Columns, some of them item by item in `block`, with late rows over them. `positions` names
+    /// the candidates of the request that have one, so that the others are read from the columns
+    /// without a question.
+    pub fn new(
+        columns: &'a ItemColumns,
+        block: &'a ItemBlock,
+        late: &'a dyn LateRows,
+        positions: &'a [u32],
+    ) -> Self {
+        Self { columns, block: Some(block), late: Some(late), positions }
     }
 
-    /// See [`ItemRows::new`].
-    pub(super) fn late_positions(&self) -> &'a [u32] {
-        self.positions
-    }
-
-    /// A value of the columns; NaN past their end.
-    #[inline]
-    pub(super) fn built(&self, at: usize, item: ItemIdx) -> f32 {
-        self.columns.column(at).get(item.row()).copied().unwrap_or(f32::NAN)
-    }
-
-    /// A value, late or not.
-    #[inline]
-    pub(super) fn value(&self, at: usize, item: ItemIdx) -> f32 {
-        match self.late.and_then(|late| late.values(item)) {
-            Some(values) => values[at],
-            None => self.built(at, item),
+    /// The values of the candidates in some columns: `out` is column-major.
+    pub(super) fn gather_candidates(
+        &self,
+        columns: &[usize],
+        items: impl ExactSizeIterator<Item = ItemIdx> + Clone,
+        out: &mut Vec<f32>,
+    ) {
+        let rows = items.len();
+        self.gather_built(columns, items.clone(), out);
+        let mut items = items.enumerate();
+        for &position in self.positions {
+            let late = items.find(|&(at, _)| at == position as usize);
+            let values = late.and_then(|(_, item)| self.late?.values(item));
+            place(columns, values, position as usize, rows, out);
         }
+    }
+
+    /// [`ItemRows::gather_candidates`] for any items.
+    pub(super) fn gather(
+        &self,
+        columns: &[usize],
+        items: impl ExactSizeIterator<Item = ItemIdx> + Clone,
+        out: &mut Vec<f32>,
+    ) {
+        let rows = items.len();
+        self.gather_built(columns, items.clone(), out);
+        let Some(late) = self.late else { return };
+        for (row, item) in items.enumerate() {
+            place(columns, late.values(item), row, rows, out);
+        }
+    }
+
+    /// The values of the build; NaN past its end.
+    fn gather_built(
+        &self,
+        columns: &[usize],
+        items: impl ExactSizeIterator<Item = ItemIdx> + Clone,
+        out: &mut Vec<f32>,
+    ) {
+        let rows = items.len();
+        out.clear();
+        out.resize(columns.len() * rows, f32::NAN);
+        if let Some(block) = self.block.filter(|block| block.columns == columns) {
+            for (row, item) in items.enumerate() {
+                for (at, &value) in block.row(item).iter().enumerate() {
+                    out[at * rows + row] = value;
+                }
+            }
+            return;
+        }
+        for (&column, out) in columns.iter().zip(out.chunks_exact_mut(rows.max(1))) {
+            let column = self.columns.column(column);
+            for (out, item) in out.iter_mut().zip(items.clone()) {
+                *out = column.get(item.row()).copied().unwrap_or(f32::NAN);
+            }
+        }
+    }
+}
+
+/// Puts late values into their row.
+fn place(columns: &[usize], values: Option<&[f32]>, row: usize, rows: usize, out: &mut [f32]) {
+    let Some(values) = values else { return };
+    for (at, &column) in columns.iter().enumerate() {
+        out[at * rows + row] = values[column];
     }
 }

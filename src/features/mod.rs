@@ -18,8 +18,8 @@ mod schema;
 mod users;
 
 pub use dictionary::{Dictionaries, Dictionary};
-pub use items::{ItemColumns, ItemRows, LateRows};
-pub use plan::{Candidate, History, Plan, PlanError, RequestInput};
+pub use items::{ItemBlock, ItemColumns, ItemRows, LateRows};
+pub use plan::{Candidate, History, Plan, PlanError, PlanScratch, RequestInput};
 pub use schema::{Feature, Schema, SchemaError, Scope};
 pub use users::{UserMap, UserRow, UserTable, UserTableBuilder};
 

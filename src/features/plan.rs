@@ -1,8 +1,13 @@
 //! A schema with its columns resolved: fills the constants and the columns of one request.
 
+mod fill;
+
 use super::ops::{self, Op, Role};
-use super::{Feature, HISTORY_MAX, ItemColumns, ItemRows, Schema, UserRow, UserTable};
+use super::{Feature, HISTORY_MAX, ItemBlock, ItemColumns, ItemRows, Schema, UserRow, UserTable};
+use fill::fill_all;
+
 use crate::types::ItemIdx;
+pub use fill::PlanScratch;
 
 /// One candidate of a request, in retrieval order.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,6 +67,10 @@ enum Slot {
 pub struct Plan {
     constants: Vec<Step>,
     columns: Vec<Step>,
+    /// Item columns that the steps of `columns` read, those of requests first; a slot names a
+    /// place in it.
+    gathered: Vec<usize>,
+    gathered_by_requests: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -94,8 +103,19 @@ impl Plan {
             .iter()
             .map(|feature| step(feature, users, &context, items))
             .collect::<Result<Vec<_>, _>>()?;
-        let columns = steps[schema.constants()..].to_vec();
-        Ok(Self { constants: steps[..schema.constants()].to_vec(), columns })
+        let mut columns = steps[schema.constants()..].to_vec();
+        let mut gathered = Vec::new();
+        columns
+            .iter_mut()
+            .filter(|step| !step.item_only)
+            .for_each(|step| step.gather(&mut gathered));
+        let gathered_by_requests = gathered.len();
+        columns
+            .iter_mut()
+            .filter(|step| step.item_only)
+            .for_each(|step| step.gather(&mut gathered));
+        let constants = steps[..schema.constants()].to_vec();
+        Ok(Self { constants, columns, gathered, gathered_by_requests })
     }
 
     /// Number of user and context columns.
@@ -141,7 +161,7 @@ impl Plan {
         let step = &self.columns[at];
         assert!(step.item_only, "column {at} needs a request");
         let read = |slot: Slot| match slot {
-            Slot::Item(at) => value(at),
+            Slot::Item(at) => value(self.gathered[at]),
             _ => f32::NAN,
         };
         // Neither time nor history is read by an operation of the item alone.
@@ -153,16 +173,29 @@ impl Plan {
         self.columns.iter().filter(|step| !step.item_only).count()
     }
 
+    /// The item columns that [`Plan::request_columns`] reads, item by item: what [`ItemRows::new`]
+    /// takes, so that a candidate costs one access to memory and not one a column.
+    pub fn request_rows(&self, items: &ItemColumns) -> ItemBlock {
+        ItemBlock::new(items, &self.gathered[..self.gathered_by_requests])
+    }
+
+    /// Buffers for requests of up to `candidates`; more make them grow once.
+    pub fn scratch(&self, candidates: usize) -> PlanScratch {
+        PlanScratch::new(self.gathered.len(), candidates)
+    }
+
     /// Fills the columns that need a request, in the order of [`Plan::columns`], column-major.
     pub fn request_columns<'a>(
         &self,
         request: &RequestInput,
         items: impl Into<ItemRows<'a>>,
         candidates: &[Candidate],
+        scratch: &mut PlanScratch,
         out: &mut [f32],
     ) {
         let steps = self.columns.iter().filter(|step| !step.item_only);
-        fill_all(steps, request, &items.into(), candidates, out);
+        let read = &self.gathered[..self.gathered_by_requests];
+        fill_all(steps, read, request, &items.into(), candidates, scratch, out);
     }
 
     /// Fills the item and cross columns: `out` is column-major,
@@ -172,105 +205,30 @@ impl Plan {
         request: &RequestInput,
         items: impl Into<ItemRows<'a>>,
         candidates: &[Candidate],
+        scratch: &mut PlanScratch,
         out: &mut [f32],
     ) {
-        fill_all(self.columns.iter(), request, &items.into(), candidates, out);
-    }
-}
-
-/// A column after the other.
-fn fill_all<'a>(
-    steps: impl Iterator<Item = &'a Step> + Clone,
-    request: &RequestInput,
-    items: &ItemRows,
-    candidates: &[Candidate],
-    out: &mut [f32],
-) {
-    assert_eq!(out.len(), steps.clone().count() * candidates.len(), "one value a cell");
-    if candidates.is_empty() {
-        return;
-    }
-    for (step, column) in steps.zip(out.chunks_exact_mut(candidates.len())) {
-        fill(&step.op, request, items, candidates, column);
-        if let Some(default) = step.default {
-            column.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = default);
-        }
+        let items = items.into();
+        fill_all(self.columns.iter(), &self.gathered, request, &items, candidates, scratch, out);
     }
 }
 
 impl Step {
+    /// Turns item columns into places in `gathered`, which gets those that it lacks.
+    fn gather(&mut self, gathered: &mut Vec<usize>) {
+        let op = self.op.resolve(|slot, _| {
+            let Slot::Item(column) = *slot else { return Ok(*slot) };
+            let place = gathered.iter().position(|&c| c == column).unwrap_or_else(|| {
+                gathered.push(column);
+                gathered.len() - 1
+            });
+            Ok::<_, std::convert::Infallible>(Slot::Item(place))
+        });
+        self.op = op.unwrap_or_else(|never| match never {});
+    }
+
     fn or_default(&self, value: f32) -> f32 {
         if value.is_nan() { self.default.unwrap_or(value) } else { value }
-    }
-}
-
-/// A column of one value a candidate.
-fn fill(
-    op: &Op<Slot>,
-    request: &RequestInput,
-    items: &ItemRows,
-    candidates: &[Candidate],
-    out: &mut [f32],
-) {
-    let mut buffer = [0.0; HISTORY_MAX];
-    let keys = match op {
-        Op::HistoryCount { of } | Op::HistoryShare { of } | Op::SecondsSinceLast { of } => {
-            history_keys(*of, request, items, &mut buffer)
-        }
-        _ => &[],
-    };
-    fill_from(op, request, keys, |at, item| items.built(at, item), candidates, out);
-    for &position in items.late_positions() {
-        let one = position as usize..=position as usize;
-        let value = |at, item| items.value(at, item);
-        fill_from(op, request, keys, value, &candidates[one.clone()], &mut out[one]);
-    }
-}
-
-/// [`fill`] with the item columns as a function, and the keys of the history of the operations that
-/// look for the candidate in it.
-fn fill_from(
-    op: &Op<Slot>,
-    request: &RequestInput,
-    keys: &[f32],
-    value: impl Fn(usize, ItemIdx) -> f32,
-    candidates: &[Candidate],
-    out: &mut [f32],
-) {
-    let each = |out: &mut [f32], f: &dyn Fn(&Candidate) -> f32| {
-        for (value, candidate) in out.iter_mut().zip(candidates) {
-            *value = f(candidate);
-        }
-    };
-    match *op {
-        Op::Dot => each(out, &|c| c.similarity),
-        Op::RetrievalRank => each(out, &|c| c.retrieval_rank),
-        Op::RetrievalScore => each(out, &|c| c.retrieval_score),
-        Op::Lookup { map: Slot::Map(map), key: Slot::Item(key) } => {
-            let map = request.user.map(map);
-            each(out, &|c| map.get(value(key, c.item)));
-        }
-        Op::HistoryCount { of } => {
-            each(out, &|c| ops::history::count(keys, item_key(of, &value, c.item)));
-        }
-        Op::HistoryShare { of } => {
-            each(out, &|c| ops::history::share(keys, item_key(of, &value, c.item)));
-        }
-        Op::SecondsSinceLast { of } => {
-            let (times, now) = (request.history.times_ms, request.time_ms);
-            each(out, &|c| {
-                ops::history::seconds_since_last(keys, times, item_key(of, &value, c.item), now)
-            });
-        }
-        _ => each(out, &|c| {
-            let read = |slot: Slot| match slot {
-                Slot::User(at) => request.user.value(at),
-                Slot::Context(at) => request.context[at],
-                Slot::Item(at) => value(at, c.item),
-                Slot::Map(_) | Slot::ItemItself => f32::NAN,
-            };
-            scalar(op, request.time_ms, request.history.items.len(), read)
-        }),
     }
 }
 
@@ -297,27 +255,6 @@ fn scalar(op: &Op<Slot>, now: i64, history: usize, read: impl Fn(Slot) -> f32) -
         | Op::SecondsSinceLast { .. }
         | Op::RetrievalRank
         | Op::RetrievalScore => f32::NAN,
-    }
-}
-
-fn history_keys<'b>(
-    of: Slot,
-    request: &RequestInput,
-    items: &ItemRows,
-    buffer: &'b mut [f32; HISTORY_MAX],
-) -> &'b [f32] {
-    let history = request.history.items;
-    for (key, &item) in buffer.iter_mut().zip(history) {
-        *key = item_key(of, &|at, item| items.value(at, item), item);
-    }
-    &buffer[..history.len()]
-}
-
-/// The item's row counts exactly up to 2^24 in an `f32`; bits carry it exactly beyond.
-fn item_key(of: Slot, value: &impl Fn(usize, ItemIdx) -> f32, item: ItemIdx) -> f32 {
-    match of {
-        Slot::Item(at) => value(at, item),
-        _ => f32::from_bits(item.0),
     }
 }
 

@@ -90,7 +90,7 @@ fn a_known_row_value_by_value() {
     assert_eq!(constants, [2.0, 2.0]);
     let candidates = [candidate(0), candidate(1), candidate(2)];
     let mut out = vec![0.0; 6 * 3];
-    plan.columns(&request, &items, &candidates, &mut out);
+    plan.columns(&request, &items, &candidates, &mut plan.scratch(1), &mut out);
     let column = |at: usize| &out[at * 3..at * 3 + 3];
     assert_eq!(column(0), [4f32.ln(), -1.0, 2f32.ln()], "a default replaces the missing price");
     assert_eq!(column(1)[..2], [0.75, 0.25]);
@@ -107,7 +107,7 @@ fn a_known_row_value_by_value() {
     assert_eq!(item, [-1.0, 2f32.ln()]);
     assert_eq!(plan.request_column_count(), 5);
     let mut rest = vec![0.0; 5 * 3];
-    plan.request_columns(&request, &items, &candidates, &mut rest);
+    plan.request_columns(&request, &items, &candidates, &mut plan.scratch(1), &mut rest);
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&rest), bits(&out[3..]));
 }
@@ -126,10 +126,10 @@ fn an_unknown_user_gives_missing_values_and_no_panic() {
     plan.constants(&request, &mut constants);
     assert!(constants.iter().all(|v| v.is_nan()));
     let mut out = vec![0.0; 6];
-    plan.columns(&request, &items, &[candidate(0)], &mut out);
+    plan.columns(&request, &items, &[candidate(0)], &mut plan.scratch(1), &mut out);
     assert!(out[1].is_nan());
     assert_eq!(out[2], 0.0, "nothing bought is a count of zero");
-    plan.columns(&request, &items, &[], &mut []);
+    plan.columns(&request, &items, &[], &mut plan.scratch(1), &mut []);
 }
 
 #[test]
@@ -142,8 +142,7 @@ fn an_absent_column_is_named_with_what_there_is() {
 #[test]
 fn item_keys_are_exact_beyond_the_floats_integers() {
     let (a, b) = (ItemIdx((1 << 24) + 1), ItemIdx((1 << 24) + 2));
-    let none = |_: usize, _: ItemIdx| f32::NAN;
-    assert_ne!(item_key(Slot::ItemItself, &none, a), item_key(Slot::ItemItself, &none, b));
+    assert_ne!(fill::item_key(a), fill::item_key(b));
 }
 
 /// The second item has changed, and a fourth has come.
@@ -174,10 +173,15 @@ fn late_rows_give_what_columns_with_these_values_would() {
         history: History::new(&bought, &[9 * DAY_MS; 3]),
     };
     let candidates = [3, 2, 1, 0].map(candidate);
-    let late = ItemRows::new(&built, &Changed, &[0, 2]);
+    let block = plan.request_rows(&built);
+    let late = ItemRows::new(&built, &block, &Changed, &[0, 2]);
     let (mut found, mut wanted) = (vec![0.0; 6 * 4], vec![0.0; 6 * 4]);
-    plan.columns(&request, late, &candidates, &mut found);
-    plan.columns(&request, &rebuilt, &candidates, &mut wanted);
+    plan.columns(&request, late, &candidates, &mut plan.scratch(1), &mut found);
+    plan.columns(&request, &rebuilt, &candidates, &mut plan.scratch(1), &mut wanted);
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&found), bits(&wanted));
+    let (mut found, mut wanted) = (vec![0.0; 5 * 4], vec![0.0; 5 * 4]);
+    plan.request_columns(&request, late, &candidates, &mut plan.scratch(1), &mut found);
+    plan.request_columns(&request, &rebuilt, &candidates, &mut plan.scratch(1), &mut wanted);
+    assert_eq!(bits(&found), bits(&wanted), "item by item");
 }

@@ -168,7 +168,8 @@ pub fn columns_of(
     let mut constants = vec![0.0; plan.constant_count()];
     let mut columns = vec![0.0; plan.column_count() * group.candidates.len()];
     plan.constants(&request, &mut constants);
-    plan.columns(&request, &as_of.items, &group.candidates, &mut columns);
+    let mut scratch = plan.scratch(group.candidates.len());
+    plan.columns(&request, &as_of.items, &group.candidates, &mut scratch, &mut columns);
     (constants, columns)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bundle::{EncodeScratch, RankScratch};
-use crate::features::{Candidate, History, RequestInput};
+use crate::features::{Candidate, History, PlanScratch, RequestInput};
 use crate::index::{self, Hit};
 use crate::monitor::{Fallback, Source, Stage};
 use crate::store::items::{Late, View};
@@ -99,6 +99,7 @@ pub struct Scratch {
     /// What brought each candidate in, parallel to them.
     pub sources: Vec<Source>,
     pub blend: Buffers,
+    pub gathered: PlanScratch,
     /// Written by s3: the item and cross columns that the ranker wants, column-major.
     pub columns: Vec<f32>,
     /// Written by s4, parallel to the candidates.
@@ -134,6 +135,7 @@ impl Scratch {
             late: Vec::with_capacity(candidates),
             sources: Vec::with_capacity(candidates),
             blend: Buffers::new(bundle, &serving.lists, candidates),
+            gathered: bundle.plan.scratch(candidates),
             columns: Vec::with_capacity(columns),
             raw: Vec::with_capacity(candidates),
             ranked: Vec::with_capacity(candidates),

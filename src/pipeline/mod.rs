@@ -39,10 +39,11 @@ use serde::Deserialize;
 
 use crate::bundle::RankerEngine;
 use crate::monitor::Stage;
-use context::{Ahead, Context, Inputs};
+use context::Ahead;
 
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
-pub use deadline::Budgets;
+pub use context::{Call, Context, Inputs, Scratch};
+pub use deadline::{Budgets, Deadline};
 pub use engine::{Engine, Error, HistoryItem, Parts, PublishError, Request, StartError};
 pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges};
 pub use region::{Config as RegionConfig, Location};
@@ -137,7 +138,7 @@ impl Config {
 }
 
 /// One request on one thread.
-fn run(cx: &mut Context) -> Answer {
+pub fn run(cx: &mut Context) -> Answer {
     s1(cx);
     if let Some(mut ahead) = cx.ahead.take() {
         prepare(&cx.serving, &cx.inputs, &mut ahead);

@@ -24,13 +24,14 @@ pub fn run(cx: &mut Context) {
     let view = bundle.items.view_of(cx.late.clone());
     let scratch = &mut *cx.scratch;
     let (candidates, columns) = (&scratch.candidates, &mut scratch.columns);
-    let items = ItemRows::new(bundle.items.columns(), &view, &scratch.late);
+    let gathered = &mut scratch.gathered;
+    let items = ItemRows::new(bundle.items.columns(), &bundle.rows, &view, &scratch.late);
     let plan = &bundle.plan;
     if bundle.ranking.wants_all_columns() {
         columns.resize(plan.column_count() * candidates.len(), 0.0);
-        plan.columns(&request, items, candidates, columns);
+        plan.columns(&request, items, candidates, gathered, columns);
     } else {
         columns.resize(plan.request_column_count() * candidates.len(), 0.0);
-        plan.request_columns(&request, items, candidates, columns);
+        plan.request_columns(&request, items, candidates, gathered, columns);
     }
 }

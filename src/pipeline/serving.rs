@@ -68,7 +68,7 @@ impl Serving {
         let user_region = bundle.users.columns().iter().position(|c| c == USER_REGION);
         let mut remarks = Vec::new();
         let (rules, items) = (&settings.rules, &bundle.items);
-        let blocked = items.label_bits(&rules.blocked_labels);
+        let blocked = items.view().label_bits(&rules.blocked_labels);
         if !rules.blocked_labels.is_empty() && items.label_names().is_empty() {
             remarks.push(Remark::NoLabels);
         }

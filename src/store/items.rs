@@ -290,11 +290,6 @@ impl View<'_> {
         late.unwrap_or_else(|| self.items.ids.id(item.0))
     }
 
-    /// Names of the labels, sorted; a label's position is its bit.
-    pub fn label_names(&self) -> &[String] {
-        &self.label_names
-    }
-
     /// The bits of these labels; a label that no item carries has no bit.
     pub fn label_bits<'b>(&self, labels: impl IntoIterator<Item = &'b String>) -> u64 {
         let bit = |label| self.late.label_bit(&self.items.label_names, label);

@@ -451,7 +451,8 @@ fn check_scores(bundle: &Bundle, names: &Names) {
     let mut constants = vec![0.0; plan.constant_count()];
     plan.constants(&request, &mut constants);
     let mut all = vec![0.0; plan.column_count() * candidates.len()];
-    plan.columns(&request, &rebuilt, &candidates, &mut all);
+    let mut gathered = plan.scratch(candidates.len());
+    plan.columns(&request, &rebuilt, &candidates, &mut gathered, &mut all);
     let matrix = Matrix { constants: &constants, columns: &all, rows: candidates.len() };
     let mut wanted = vec![0.0; candidates.len()];
     bundle.ranker.score(&matrix, &mut wanted);
@@ -460,7 +461,8 @@ fn check_scores(bundle: &Bundle, names: &Names) {
     let late: Vec<u32> =
         candidates.iter().enumerate().filter(is_late).map(|(at, _)| at as u32).collect();
     let mut columns = vec![0.0; plan.request_column_count() * candidates.len()];
-    plan.request_columns(&request, ItemRows::new(built, &view, &late), &candidates, &mut columns);
+    let rows = ItemRows::new(built, &bundle.rows, &view, &late);
+    plan.request_columns(&request, rows, &candidates, &mut gathered, &mut columns);
     let mut scratch = bundle.ranking.scratch(candidates.len());
     bundle.ranking.specialise(&constants, &mut scratch);
     let bins = late.iter().map(|&at| at as usize);

@@ -3,6 +3,7 @@
 //! One side is the offline code over the day's tables; the other is the stages of a request over
 //! the published bundle's files. Nothing but the schema and the filling code is shared.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shortlist::bundle::{Bundle, files};
@@ -12,7 +13,9 @@ use shortlist::offline::as_of::{AsOf, Layout};
 use shortlist::offline::examples::{Group, columns_of};
 use shortlist::offline::load::Loaded;
 use shortlist::offline::{aggregates, as_of};
-use shortlist::pipeline::{self, Context, Deadline, Inputs, Scratch, Timings};
+use shortlist::pipeline::{
+    self, Call, Context, Deadline, Inputs, Scratch, Serving, Settings, Timings,
+};
 
 use crate::support::{World, world};
 
@@ -45,7 +48,14 @@ fn served_rows_equal_training_rows_bit_for_bit() {
     assert!(bundle.schema.len() >= 100, "{} features", bundle.schema.len());
     assert_eq!(offline.layout.dictionaries, bundle.dictionaries);
     let plan = Plan::new(&bundle.schema, &offline.as_of.users, &offline.as_of.items).unwrap();
-    let mut scratch = Scratch::new(&bundle, config.pipeline.candidates);
+    let settings = Settings {
+        pipeline: config.pipeline.clone(),
+        rules: config.rules.clone(),
+        regions: config.regions.clone(),
+    };
+    let serving = Arc::new(Serving::new(1, bundle, Arc::new(settings)).unwrap());
+    let bundle = &serving.bundle;
+    let mut free = Box::new(Scratch::new(&serving));
     let item_only = bundle.plan.item_only();
     assert!(item_only.iter().filter(|&&item_only| item_only).count() >= 10);
     let mut present = 0;
@@ -58,26 +68,26 @@ fn served_rows_equal_training_rows_bit_for_bit() {
         let context = vec![0.0; bundle.schema.context_names().len()];
         let inputs = Inputs {
             num_items: 20,
+            candidates: config.pipeline.candidates,
+            user: bundle.users.row_of(id),
             time_ms,
             context: context.clone(),
             history,
             history_times_ms,
             ..Inputs::default()
         };
-        let mut cx = Context {
-            bundle: &bundle,
-            config: &config.pipeline,
-            rules: &config.rules,
-            inputs: &inputs,
-            user: served,
+        let call = Call {
+            serving: serving.clone(),
+            inputs: Arc::new(inputs),
             deadline: Deadline::after(Duration::from_secs(60)),
             cached: None,
-            scratch: &mut scratch,
             degraded: Vec::new(),
-            reasons: Vec::new(),
-            drops: Default::default(),
+            timings: Timings::default(),
         };
-        let answer = pipeline::run(&mut cx, &mut Timings::default());
+        let mut cx = Context::new(call, free);
+        let answer = pipeline::run(&mut cx);
+        let served_constants = cx.ahead.as_ref().unwrap().constants.clone();
+        let scratch = &cx.scratch;
         assert!(!answer.items.is_empty() && answer.degraded.is_empty());
         let group = Group {
             user,
@@ -95,11 +105,12 @@ fn served_rows_equal_training_rows_bit_for_bit() {
         if offline.loaded.data.before(user, time_ms).len()
             != offline.loaded.data.before(user, as_of_ms).len()
         {
+            free = cx.into_scratch();
             continue;
         }
         let (constants, columns) = columns_of(&offline.loaded, &plan, &offline.as_of, &group);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&constants), bits(&scratch.constants), "constants of user {id}");
+        assert_eq!(bits(&constants), bits(&served_constants), "constants of user {id}");
         let rows = group.candidates.len();
         for (at, feature) in bundle.schema.features()[constants.len()..].iter().enumerate() {
             let span = |at: usize| at * rows..(at + 1) * rows;
@@ -121,6 +132,7 @@ fn served_rows_equal_training_rows_bit_for_bit() {
         bundle.ranker.score(&Matrix::new(&constants, &columns, rows), &mut raw);
         assert_eq!(raw, scratch.raw, "the scores of user {id} are those of the training rows");
         present += columns.iter().filter(|v| !v.is_nan()).count();
+        free = cx.into_scratch();
     }
     assert!(present > 100_000, "only {present} values were compared that are there");
     assert!(dir.join(files::RANKER).exists());

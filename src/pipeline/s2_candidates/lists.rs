@@ -52,9 +52,9 @@ impl Lists {
         if wanted.is_none() {
             remarks.push(Remark::NoPopularity { column: config.popular.column.clone() });
         }
-        let rows_max = config.list_rows_max;
+        let (rows_max, view) = (config.list_rows_max, items.view());
         let list = |score: &dyn Fn(ItemIdx) -> Option<f32>| {
-            let open = |item| blocked == 0 || items.labels(item) & blocked == 0;
+            let open = |item| blocked == 0 || view.labels(item) & blocked == 0;
             ByRegion::new(items, rows_max, |item| score(item).filter(|_| open(item)))
         };
         // The fallback of the whole stage, so it has every item that there is room for.
@@ -68,7 +68,7 @@ impl Lists {
         };
         let fresh = match shown {
             Some(shown) if quotas[Source::Fresh as usize] > 0 => list(&|item| {
-                let age_days = items.age_days(item, as_of_ms)?.max(0.0);
+                let age_days = view.age_days(item, as_of_ms)?.max(0.0);
                 // No count is a count of zero: nobody has seen the item.
                 let seen_enough = shown[item.row()] > config.fresh.impressions_max;
                 (age_days <= config.fresh.age_max_days && !seen_enough).then_some(-age_days as f32)
@@ -105,8 +105,8 @@ impl ByRegion {
     fn new(items: &Items, rows_max: usize, score: impl Fn(ItemIdx) -> Option<f32>) -> Self {
         let regions = (0..items.regions().len()).map(Some);
         let list = |region| {
-            let eligible = items.eligible(region).iter();
-            best(eligible.filter_map(|item| Some((score(item)?, item))), rows_max)
+            let eligible = items.eligible(region);
+            best(eligible.iter().filter_map(|item| Some((score(item)?, item))), rows_max)
         };
         Self(std::iter::once(None).chain(regions).map(list).collect())
     }
