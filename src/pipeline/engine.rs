@@ -19,7 +19,7 @@ use super::warm::Recent;
 use crate::bundle::{self, Bundle};
 use crate::executor::{self, Rejected};
 use crate::monitor::Fallback;
-use crate::store::{Tower, Users};
+use crate::store::{Embedding, Users};
 use crate::types::{ItemId, ItemIdx, UserId};
 
 /// How long the last readers of a bundle that is replaced are waited for.
@@ -122,22 +122,14 @@ impl Engine {
         let deadline = Deadline::after(self.deadline());
         self.recent.offer(&request);
         let serving = self.serving.load_full();
-        // The sequence first: an event between the two then makes the vector too new for its
-        // name, never too old.
-        let sequence = gather::sequence(&serving, &self.users, &request);
+        let state = self.users.read(&serving.fit, &request.user_id).await;
         let quality = self.stages.quality();
         let candidates = (self.settings.pipeline.candidates as f32 * quality).ceil() as usize;
-        let (inputs, region_fallback) = gather::inputs(&serving, &self.users, &request, candidates);
-        let towers = &serving.bundle.towers;
-        let tower = Tower { version: towers.version(), dim: towers.dim() };
-        let cached = match sequence {
-            Some(sequence) => {
-                self.users.embeddings.get(tower, &request.user_id, sequence).await.fresh()
-            }
-            None => None,
-        };
+        let (inputs, region_fallback) = gather::inputs(&serving, &state, &request, candidates);
+        let sequence = gather::sequence(&request, &inputs);
+        let cached = sequence.and_then(|sequence| state.vector(sequence));
         let missed = cached.is_none();
-        let mut degraded = Vec::new();
+        let mut degraded = Vec::from_iter(state.degraded);
         if region_fallback {
             degraded.push(Fallback::UnknownRegion);
         }
@@ -157,7 +149,7 @@ impl Engine {
         let finished = self.stages.run(call, after).await?;
         let (vector, counts) = finished.kept;
         if let (Some(sequence), Some(vector)) = (sequence, vector) {
-            self.users.embeddings.put_later(tower, &request.user_id, sequence, vector);
+            self.users.keep(&serving.fit, &request.user_id, Embedding { sequence, vector });
         }
         let mut answer = finished.answer;
         answer.timings.total = entry.elapsed();
@@ -202,9 +194,11 @@ impl Engine {
     }
 
     /// A user's last events, newest first.
-    pub fn history(&self, user: &UserId) -> Vec<HistoryItem> {
+    pub async fn history(&self, user: &UserId) -> Vec<HistoryItem> {
         let serving = self.serving();
-        let (items, times) = gather::history(&serving, &self.users, user);
+        let state = self.users.read(&serving.fit, user).await;
+        let row = serving.bundle.users.row_of(&user.0);
+        let (items, times) = gather::history(&serving, &state, row);
         let table = &serving.bundle.items;
         let event = |(&item, &time_ms): (&ItemIdx, &i64)| HistoryItem {
             item_id: table.ids().id(item.0).to_owned(),
