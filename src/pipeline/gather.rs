@@ -79,8 +79,7 @@ pub fn sequence(request: &Request, inputs: &Inputs) -> Option<u64> {
 }
 
 fn inline_history(serving: &Serving, history: &[ItemId]) -> (Vec<ItemIdx>, Vec<i64>) {
-    let items: Vec<_> =
-        history.iter().filter_map(|id| serving.bundle.items.find(&id.0)).collect();
+    let items: Vec<_> = history.iter().filter_map(|id| serving.bundle.items.find(&id.0)).collect();
     let times = vec![i64::MIN; items.len()];
     (items, times)
 }

@@ -33,8 +33,7 @@ impl ItemList {
 
     /// Items and times (epoch ms), newest first.
     pub fn newest_first(&self) -> impl Iterator<Item = (&str, i64)> {
-        Backward(&self.0)
-            .filter_map(|(id, time_ms)| Some((std::str::from_utf8(id).ok()?, time_ms)))
+        Backward(&self.0).filter_map(|(id, time_ms)| Some((std::str::from_utf8(id).ok()?, time_ms)))
     }
 
     /// The block.

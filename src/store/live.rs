@@ -5,6 +5,7 @@
 //! because a new bundle numbers them anew. Bounded in users, in items a user, and in time; the user
 //! unseen for longest goes first.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
@@ -51,13 +52,14 @@ impl Config {
     }
 }
 
-/// Which of a user's two lists.
+/// Which of a user's two lists; the numbers stand in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum List {
     /// What the user did.
-    History,
+    History = 0,
     /// What the user was shown.
-    Shown,
+    Shown = 1,
 }
 
 /// A user's two lists; copies share their bytes.
@@ -118,7 +120,7 @@ impl Live {
     }
 
     /// All users with their lists.
-    pub fn iter(&self) -> impl Iterator<Item = (std::sync::Arc<String>, Lists)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Arc<String>, Lists)> {
         self.users.iter()
     }
 }

@@ -17,6 +17,7 @@ pub mod items;
 mod list;
 mod live;
 mod local;
+mod log;
 mod redis;
 mod users;
 
@@ -24,6 +25,7 @@ pub use fit::{Embedding, Fit};
 pub use list::ItemList;
 pub use live::{Config as LiveConfig, List};
 pub use local::Config as LocalConfig;
+pub use log::Config as EmbeddedConfig;
 pub use redis::Config as RedisConfig;
 pub use users::{Config, Error, UserState, Users, UsersIn};
 

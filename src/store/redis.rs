@@ -107,7 +107,8 @@ impl Config {
                 connection.tcp.nodelay = Some(true);
             })
             .with_performance_config(|performance| {
-                performance.default_command_timeout = Duration::from_millis(self.command_timeout_ms);
+                performance.default_command_timeout =
+                    Duration::from_millis(self.command_timeout_ms);
             })
             .set_policy(ReconnectPolicy::new_exponential(
                 0,
@@ -233,7 +234,8 @@ impl Redis {
             sound(whole.then_some(()));
             items
         };
-        let lists = Lists { history: list(history, List::History), shown: list(shown, List::Shown) };
+        let lists =
+            Lists { history: list(history, List::History), shown: list(shown, List::Shown) };
         let known = values.iter().any(|value| bytes(value).is_some());
         Stored { embedding, record, lists, known }
     }

@@ -1,6 +1,7 @@
 //! Users outside the bundle: one read a request, writes that never wait.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
@@ -8,8 +9,9 @@ use tokio::sync::OnceCell;
 
 use super::live::{Lists, Live};
 use super::local::{Entry, Local};
+use super::log::Log;
 use super::redis::Redis;
-use super::{Embedding, Fit, List, LiveConfig, LocalConfig, RedisConfig, list};
+use super::{EmbeddedConfig, Embedding, Fit, List, LiveConfig, LocalConfig, RedisConfig, list};
 use crate::features::UserRecord;
 use crate::monitor::{self, Cache, Fallback, Health, Hit};
 use crate::types::UserId;
@@ -20,6 +22,7 @@ use crate::types::UserId;
 pub struct Config {
     /// Where users are kept beside this process's own memory.
     pub users: UsersIn,
+    pub embedded: EmbeddedConfig,
     pub redis: RedisConfig,
     pub local: LocalConfig,
     pub live: LiveConfig,
@@ -29,7 +32,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UsersIn {
-    /// In this process only: no other service is needed.
+    /// In this process, and in a file of its own: no other service is needed.
     Embedded,
     /// In Redis, shared by all replicas.
     Redis,
@@ -44,6 +47,13 @@ pub enum Error {
     Zero { key: &'static str },
     #[error("cannot set up the Redis client: {reason}")]
     Client { reason: String },
+    #[error("store.embedded.file: {path}: {source}")]
+    File { path: PathBuf, source: std::io::Error },
+    #[error(
+        "store.embedded.file: another process has {path}: give each a file of its own, or share \
+         users by store.users = \"redis\""
+    )]
+    FileTaken { path: PathBuf },
 }
 
 impl Config {
@@ -52,7 +62,7 @@ impl Config {
         self.local.check()?;
         self.live.check()?;
         match self.users {
-            UsersIn::Embedded => Ok(()),
+            UsersIn::Embedded => self.embedded.check(),
             UsersIn::Redis => self.redis.check(),
         }
     }
@@ -100,11 +110,18 @@ impl UserState {
     }
 }
 
+/// What keeps users beyond this process.
+enum Behind {
+    Nothing,
+    File(Log),
+    Redis(Redis),
+}
+
 /// What is known of users outside the bundle.
 pub struct Users {
-    live: Live,
+    live: Arc<Live>,
     local: Local,
-    redis: Option<Redis>,
+    behind: Behind,
     flights: Flights,
     shown_ttl_ms: i64,
 }
@@ -113,16 +130,23 @@ impl Users {
     /// Opens the store. With Redis, waits for the first connection as long as
     /// `store.redis.connect_timeout_ms`, then goes on without it; must run inside tokio, whose
     /// runtime drives the connections from then on.
+    ///
+    /// # Errors
+    /// When the configuration is refused, or the embedded store's file cannot be used.
     pub async fn open(config: &Config, health: Arc<Health>) -> Result<Self, Error> {
         config.check()?;
-        let redis = match config.users {
-            UsersIn::Embedded => None,
-            UsersIn::Redis => Some(Redis::connect(&config.redis, &config.live, health).await?),
+        let live = Arc::new(Live::new(&config.live));
+        let behind = match config.users {
+            UsersIn::Embedded if config.embedded.file.as_os_str().is_empty() => Behind::Nothing,
+            UsersIn::Embedded => Behind::File(Log::open(&config.embedded, live.clone())?),
+            UsersIn::Redis => {
+                Behind::Redis(Redis::connect(&config.redis, &config.live, health).await?)
+            }
         };
         Ok(Self {
-            live: Live::new(&config.live),
+            live,
             local: Local::new(&config.local),
-            redis,
+            behind,
             flights: Flights::default(),
             shown_ttl_ms: config.live.shown_ttl_s as i64 * 1000,
         })
@@ -133,7 +157,7 @@ impl Users {
     pub async fn read(&self, fit: &Arc<Fit>, user: &UserId) -> UserState {
         let own = self.live.get(&user.0);
         let cached = self.local.get(&user.0);
-        let Some(redis) = &self.redis else { return self.state(fit, cached, own, None) };
+        let Behind::Redis(redis) = &self.behind else { return self.state(fit, cached, own, None) };
         let fresh = cached.as_ref().filter(|entry| entry.is_fresh(fit));
         monitor::cache(
             Cache::UserLocal,
@@ -176,24 +200,28 @@ impl Users {
         let mut block = Vec::new();
         items.into_iter().for_each(|(item, time_ms)| list::push(&mut block, item, time_ms));
         self.live.extend(&user.0, list, &block);
-        if let Some(redis) = &self.redis {
-            redis.extend_later(&user.0, list, block);
+        match &self.behind {
+            Behind::Nothing => {}
+            Behind::File(log) => log.extend_later(&user.0, list, &block),
+            Behind::Redis(redis) => redis.extend_later(&user.0, list, block),
         }
     }
 
     /// Keeps an embedding made here: in memory at once, in Redis when its turn comes; as
     /// [`Users::extend`].
     pub fn keep(&self, fit: &Arc<Fit>, user: &UserId, embedding: Embedding) {
-        if let Some(redis) = &self.redis {
+        if let Behind::Redis(redis) = &self.behind {
             redis.put_later(fit, &user.0, &embedding);
         }
         self.local.put_embedding(fit, &user.0, embedding);
     }
 
-    /// Waits until Redis has taken, or failed to take, every write given before this call.
+    /// Waits until every write given before this call has been taken, or has failed.
     pub async fn flush(&self) {
-        if let Some(redis) = &self.redis {
-            redis.flush().await;
+        match &self.behind {
+            Behind::Nothing => {}
+            Behind::File(log) => log.flush().await,
+            Behind::Redis(redis) => redis.flush().await,
         }
     }
 
@@ -265,4 +293,4 @@ impl Drop for Seat<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

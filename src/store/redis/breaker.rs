@@ -76,12 +76,6 @@ impl Breaker {
         self.health.set(COMPONENT, false, "does not answer; serving without it");
     }
 
-    /// Ends a pause now.
-    #[cfg(test)]
-    pub fn end_pause(&self) {
-        self.open_until_ms.store(1, Relaxed);
-    }
-
     fn now_ms(&self) -> u64 {
         // 0 stands for closed.
         self.start.elapsed().as_millis() as u64 + 1

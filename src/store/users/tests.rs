@@ -13,7 +13,9 @@ pub fn config() -> Config {
 }
 
 async fn embedded() -> Users {
-    Users::open(&config(), Arc::new(Health::new())).await.unwrap()
+    let mut config = config();
+    config.embedded.file = PathBuf::new();
+    Users::open(&config, Arc::new(Health::new())).await.unwrap()
 }
 
 fn user(id: &str) -> UserId {
