@@ -51,15 +51,16 @@ impl UserMap<'_> {
 }
 
 /// A borrowed user, of a table or of a record: values in the table's column order. An unknown
-/// user has no values: all are missing.
-#[derive(Clone, Copy, Debug)]
+/// user, the default, has no values: all are missing.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct UserRow<'a> {
     values: &'a [f32],
     source: Source<'a>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 enum Source<'a> {
+    #[default]
     Unknown,
     Table(&'a UserTable, u32),
     Record(&'a UserRecord),
@@ -117,7 +118,7 @@ impl UserTable {
 
     /// The user of a row; `None` is an unknown one, whose values are all missing.
     pub fn user(&self, row: Option<u32>) -> UserRow<'_> {
-        let Some(row) = row else { return UserRow { values: &[], source: Source::Unknown } };
+        let Some(row) = row else { return UserRow::default() };
         let width = self.columns.len();
         let values = &self.values[row as usize * width..][..width];
         UserRow { values, source: Source::Table(self, row) }

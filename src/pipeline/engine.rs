@@ -19,7 +19,7 @@ use super::warm::Recent;
 use crate::bundle::{self, Bundle};
 use crate::executor::{self, Rejected};
 use crate::monitor::Fallback;
-use crate::store::{Embedding, Users};
+use crate::store::{self, Embedding, Users};
 use crate::types::{ItemId, ItemIdx, UserId};
 
 /// How long the last readers of a bundle that is replaced are waited for.
@@ -90,6 +90,8 @@ pub enum StartError {
     Audit(#[from] std::io::Error),
     #[error(transparent)]
     Bundle(#[from] bundle::Error),
+    #[error(transparent)]
+    Users(#[from] store::Error),
 }
 
 impl Engine {
@@ -101,6 +103,7 @@ impl Engine {
         let audit = Arc::new(Audit::start(settings.pipeline.recall_audit_share)?);
         let settings = Arc::new(settings);
         let serving = ArcSwap::from_pointee(Serving::new(1, bundle, settings.clone())?);
+        users.check(&serving.load().fit)?;
         let (stages, recent) = (Stages::start(&executor)?, Recent::default());
         Ok(Self { serving, settings, users, stages, audit, recent, clock })
     }
@@ -122,7 +125,9 @@ impl Engine {
         let deadline = Deadline::after(self.deadline());
         self.recent.offer(&request);
         let serving = self.serving.load_full();
-        let state = self.users.read(&serving.fit, &request.user_id).await;
+        let user = &request.user_id;
+        let base = serving.bundle.users.find(&user.0);
+        let state = self.users.read(&serving.fit, user, base, request.time_ms).await;
         let quality = self.stages.quality();
         let candidates = (self.settings.pipeline.candidates as f32 * quality).ceil() as usize;
         let (inputs, region_fallback) = gather::inputs(&serving, &state, &request, candidates);
@@ -196,8 +201,9 @@ impl Engine {
     /// A user's last events, newest first.
     pub async fn history(&self, user: &UserId) -> Vec<HistoryItem> {
         let serving = self.serving();
-        let state = self.users.read(&serving.fit, user).await;
         let row = serving.bundle.users.row_of(&user.0);
+        let base = serving.bundle.users.user(row);
+        let state = self.users.read(&serving.fit, user, base, self.now_ms()).await;
         let (items, times) = gather::history(&serving, &state, row);
         let table = &serving.bundle.items;
         let event = |(&item, &time_ms): (&ItemIdx, &i64)| HistoryItem {

@@ -6,9 +6,10 @@
 //! features    u64 fingerprint | a record (features::UserRecord)              (all little-endian)
 //! ```
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::features::{Dictionaries, UserRecord, UserRow, UserTable, fingerprint};
+use crate::features::{Dictionaries, Dictionary, UserRecord, UserRow, UserTable, fingerprint};
 use crate::types::ItemIdx;
 
 /// What a bundle expects of stored values. One a bundle, made when it is loaded.
@@ -17,7 +18,8 @@ pub struct Fit {
     pub(super) tower_version: String,
     dim: usize,
     fingerprint: u64,
-    columns: usize,
+    /// Positions, and dictionaries of those that hold codes, by name.
+    columns: HashMap<String, (usize, Option<Dictionary>)>,
     maps: usize,
 }
 
@@ -55,11 +57,13 @@ impl Fit {
         users: &UserTable,
         dictionaries: &Dictionaries,
     ) -> Self {
+        let column =
+            |(at, name): (usize, &String)| (name.clone(), (at, dictionaries.get(name).cloned()));
         Self {
             tower_version: tower_version.to_owned(),
             dim,
             fingerprint: fingerprint(users, dictionaries),
-            columns: users.columns().len(),
+            columns: users.columns().iter().enumerate().map(column).collect(),
             maps: users.map_names().len(),
         }
     }
@@ -76,8 +80,18 @@ impl Fit {
 
     /// The stored value of a user of this bundle's table.
     pub(super) fn feature_bytes(&self, user: UserRow<'_>) -> Vec<u8> {
-        let record = UserRecord::of(user, self.columns, self.maps);
+        let record = self.record(user);
         self.fingerprint.to_le_bytes().into_iter().chain(record.bytes()).collect()
+    }
+
+    /// A copy of a user of this bundle's table.
+    pub(super) fn record(&self, user: UserRow<'_>) -> UserRecord {
+        UserRecord::of(user, self.columns.len(), self.maps)
+    }
+
+    /// A column's position, and its dictionary when it holds codes.
+    pub(super) fn column(&self, name: &str) -> Option<(usize, Option<&Dictionary>)> {
+        self.columns.get(name).map(|(at, dictionary)| (*at, dictionary.as_ref()))
     }
 
     /// The features of a stored value; `None` when they are those of another bundle's columns or
@@ -87,7 +101,7 @@ impl Fit {
         if u64::from_le_bytes(*found) != self.fingerprint {
             return Ok(None);
         }
-        UserRecord::read(record, self.columns, self.maps).map(Some).ok_or(Damaged)
+        UserRecord::read(record, self.columns.len(), self.maps).map(Some).ok_or(Damaged)
     }
 }
 

@@ -12,6 +12,7 @@
 //!
 //! Must not know how an embedding is made or what a stage does with it.
 
+mod feast;
 mod fit;
 pub mod items;
 mod list;
@@ -21,6 +22,7 @@ mod log;
 mod redis;
 mod users;
 
+pub use feast::Config as FeastConfig;
 pub use fit::{Embedding, Fit};
 pub use list::ItemList;
 pub use live::{Config as LiveConfig, List};

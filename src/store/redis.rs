@@ -14,16 +14,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::{Client, Pool};
-use fred::interfaces::{ClientLike, KeysInterface};
+use fred::interfaces::{ClientLike, HashesInterface, KeysInterface};
 use fred::types::config::{Config as FredConfig, ReconnectPolicy};
 use fred::types::{Builder, Value};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
+use super::feast::Feast;
 use super::list::ItemList;
 use super::live::Lists;
 use super::local::Stored;
-use super::{Embedding, Error, Fit, List, LiveConfig};
+use super::{Embedding, Error, Fit, List, LiveConfig, UsersIn};
+use crate::features::UserRow;
 use crate::monitor::{self, Cache, Health, Hit};
 
 mod breaker;
@@ -130,15 +132,24 @@ pub(super) struct Redis {
     writes: mpsc::Sender<Write>,
     breaker: Arc<Breaker>,
     live: LiveConfig,
+    feast: Option<Feast>,
+}
+
+/// Who is asked for, and when.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub user: &'a str,
+    /// The user as the bundle knows it.
+    pub base: UserRow<'a>,
+    /// Epoch milliseconds.
+    pub now_ms: i64,
 }
 
 impl Redis {
-    pub async fn connect(
-        config: &Config,
-        live: &LiveConfig,
-        health: Arc<Health>,
-    ) -> Result<Self, Error> {
-        config.check()?;
+    /// Connects as `[store.redis]` says, to read features as `store.users` says.
+    pub async fn connect(store: &super::Config, health: Arc<Health>) -> Result<Self, Error> {
+        let (config, live) = (&store.redis, &store.live);
+        let feast = (store.users == UsersIn::Feast).then(|| Feast::new(&store.feast));
         let builder = config.builder()?;
         let setup = |error: fred::error::Error| Error::Client { reason: error.to_string() };
         let pool = builder.build_pool(config.pool_size).map_err(setup)?;
@@ -165,31 +176,36 @@ impl Redis {
         tokio::spawn(writer.run(queue));
         let clustered = pool.is_clustered();
         let threads = Threads::new(builder, config.reading_threads_max);
-        Ok(Self { pool, threads, clustered, writes, breaker, live: live.clone() })
+        Ok(Self { pool, threads, clustered, writes, breaker, live: live.clone(), feast })
     }
 
     /// What Redis knows of a user, in one round trip.
     ///
     /// # Errors
     /// With how the lookup ended when Redis was not asked or did not answer.
-    pub async fn read(&self, fit: &Fit, user: &str) -> Result<Stored, Hit> {
+    pub async fn read(&self, fit: &Fit, asked: Asked<'_>) -> Result<Stored, Hit> {
         if !self.breaker.admits() {
             return Err(Hit::Skipped);
         }
         let result = match self.client() {
-            Some(client) => values(&client, self.clustered, keys(fit, user)).await,
+            Some(client) => self.ask(&client, fit, asked.user).await,
             None => Err("no connection".to_owned()),
         };
         match result {
-            Ok(values) => {
+            Ok(reply) => {
                 self.breaker.succeeded();
-                Ok(self.stored(fit, &values))
+                Ok(self.stored(fit, asked, &reply))
             }
             Err(error) => {
                 self.breaker.failed(&error);
                 Err(Hit::Error)
             }
         }
+    }
+
+    /// Refuses a bundle without the columns that Feast's features map to.
+    pub fn check(&self, fit: &Fit) -> Result<(), Error> {
+        self.feast.as_ref().map_or(Ok(()), |feast| feast.check(fit))
     }
 
     pub fn put_later(&self, fit: &Fit, user: &str, embedding: &Embedding) {
@@ -221,33 +237,80 @@ impl Redis {
         })
     }
 
-    fn stored(&self, fit: &Fit, values: &[Value; VALUES]) -> Stored {
-        let [embedding, features, history, shown] = values;
-        let bytes = |value| Value::as_bytes(value);
-        let embedding = bytes(embedding).map(|value| sound(fit.embedding(value))).flatten();
-        let record = bytes(features)
-            .and_then(|value| sound(fit.features(value).ok()).flatten())
-            .map(Arc::new);
-        let list = |value, list| {
-            let (items, whole) =
-                ItemList::read(bytes(value).unwrap_or_default(), self.live.max(list));
+    /// One round trip: one command, or a pipeline where there is a hash of Feast, or where the keys
+    /// may lie on several nodes.
+    async fn ask(&self, client: &Client, fit: &Fit, user: &str) -> Result<Reply, String> {
+        let failed = |error: fred::error::Error| error.to_string();
+        let keys = keys(fit, user);
+        let hash = self.feast.as_ref().and_then(|feast| Some((feast.key(user)?, feast.fields())));
+        if hash.is_none() && !self.clustered {
+            let values: Vec<Value> = client.mget(Vec::from(keys)).await.map_err(failed)?;
+            return Reply::new(values, Vec::new());
+        }
+        let pipeline = client.pipeline();
+        if self.clustered {
+            for key in keys {
+                let _queued: Value = pipeline.get(key).await.map_err(failed)?;
+            }
+        } else {
+            let _queued: Value = pipeline.mget(Vec::from(keys)).await.map_err(failed)?;
+        }
+        let hashed = hash.is_some();
+        if let Some((key, fields)) = hash {
+            let _queued: Value = pipeline.hmget(key, fields).await.map_err(failed)?;
+        }
+        let mut replies: Vec<Value> = pipeline.all().await.map_err(failed)?;
+        let feast = if hashed { last_array(&mut replies) } else { Vec::new() };
+        Reply::new(if self.clustered { replies } else { last_array(&mut replies) }, feast)
+    }
+
+    fn stored(&self, fit: &Fit, asked: Asked<'_>, reply: &Reply) -> Stored {
+        let [embedding, features, history, shown] = reply.values.each_ref().map(Value::as_bytes);
+        let known = [embedding, features, history, shown].iter().any(Option::is_some);
+        let embedding = embedding.and_then(|value| sound(fit.embedding(value)));
+        let record = match &self.feast {
+            Some(feast) => feast.record(fit, asked.base, &reply.feast, asked.now_ms, damaged),
+            None => features.and_then(|value| sound(fit.features(value).ok()).flatten()),
+        };
+        let list = |value: Option<&[u8]>, list| {
+            let (items, whole) = ItemList::read(value.unwrap_or_default(), self.live.max(list));
             sound(whole.then_some(()));
             items
         };
         let lists =
             Lists { history: list(history, List::History), shown: list(shown, List::Shown) };
-        let known = values.iter().any(|value| bytes(value).is_some());
-        Stored { embedding, record, lists, known }
+        let known = known || record.is_some();
+        Stored { embedding, record: record.map(Arc::new), lists, known }
     }
 }
 
 /// Values of a read.
 const VALUES: usize = 4;
 
+/// What Redis answered to a read.
+struct Reply {
+    values: [Value; VALUES],
+    /// Of the hash of Feast; empty without one.
+    feast: Vec<Value>,
+}
+
+impl Reply {
+    fn new(values: Vec<Value>, feast: Vec<Value>) -> Result<Self, String> {
+        let values = values
+            .try_into()
+            .map_err(|values: Vec<_>| format!("{} values, not {VALUES}", values.len()))?;
+        Ok(Self { values, feast })
+    }
+}
+
+fn last_array(replies: &mut Vec<Value>) -> Vec<Value> {
+    replies.pop().map_or(Vec::new(), Value::into_array)
+}
+
 fn keys(fit: &Fit, user: &str) -> [String; VALUES] {
     [
         embedding_key(fit, user),
-        format!("sl:feat:{user}"),
+        feature_key(user),
         list_key(List::History, user),
         list_key(List::Shown, user),
     ]
@@ -257,6 +320,10 @@ fn embedding_key(fit: &Fit, user: &str) -> String {
     format!("sl:emb:{}:{user}", fit.tower_version)
 }
 
+fn feature_key(user: &str) -> String {
+    format!("sl:feat:{user}")
+}
+
 fn list_key(list: List, user: &str) -> String {
     match list {
         List::History => format!("sl:hist:{user}"),
@@ -264,31 +331,16 @@ fn list_key(list: List, user: &str) -> String {
     }
 }
 
-/// One round trip: one command, or a pipeline where the keys may lie on several nodes.
-async fn values(
-    client: &Client,
-    clustered: bool,
-    keys: [String; VALUES],
-) -> Result<[Value; VALUES], String> {
-    let values: Result<Vec<Value>, _> = if clustered {
-        let pipeline = client.pipeline();
-        for key in keys {
-            let _queued: Value = pipeline.get(key).await.map_err(|error| error.to_string())?;
-        }
-        pipeline.all().await
-    } else {
-        client.mget(Vec::from(keys)).await
-    };
-    let values = values.map_err(|error| error.to_string())?;
-    values.try_into().map_err(|values: Vec<_>| format!("{} values, not {VALUES}", values.len()))
-}
-
 /// Counts a value that is not what its key says.
 fn sound<T>(value: Option<T>) -> Option<T> {
     if value.is_none() {
-        monitor::cache(Cache::UserRedis, Hit::Malformed);
+        damaged();
     }
     value
+}
+
+fn damaged() {
+    monitor::cache(Cache::UserRedis, Hit::Malformed);
 }
 
 /// The address without what must not be in a log.

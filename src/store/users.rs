@@ -10,9 +10,11 @@ use tokio::sync::OnceCell;
 use super::live::{Lists, Live};
 use super::local::{Entry, Local};
 use super::log::Log;
-use super::redis::Redis;
-use super::{EmbeddedConfig, Embedding, Fit, List, LiveConfig, LocalConfig, RedisConfig, list};
-use crate::features::UserRecord;
+use super::redis::{Asked, Redis};
+use super::{
+    EmbeddedConfig, Embedding, FeastConfig, Fit, List, LiveConfig, LocalConfig, RedisConfig, list,
+};
+use crate::features::{UserRecord, UserRow};
 use crate::monitor::{self, Cache, Fallback, Health, Hit};
 use crate::types::UserId;
 
@@ -24,6 +26,7 @@ pub struct Config {
     pub users: UsersIn,
     pub embedded: EmbeddedConfig,
     pub redis: RedisConfig,
+    pub feast: FeastConfig,
     pub local: LocalConfig,
     pub live: LiveConfig,
 }
@@ -36,6 +39,8 @@ pub enum UsersIn {
     Embedded,
     /// In Redis, shared by all replicas.
     Redis,
+    /// In Redis, features as Feast materialised them there.
+    Feast,
 }
 
 /// Why the store cannot be opened. An unreachable Redis is no reason: it is retried for ever.
@@ -45,6 +50,10 @@ pub enum Error {
     Url { url: String, reason: String },
     #[error("{key} = 0: give at least 1")]
     Zero { key: &'static str },
+    #[error("{key} is empty: `store.users = \"feast\"` reads by it")]
+    Empty { key: &'static str },
+    #[error("store.feast.views: users of the bundle have no column `{column}`")]
+    FeastColumn { column: String },
     #[error("cannot set up the Redis client: {reason}")]
     Client { reason: String },
     #[error("store.embedded.file: {path}: {source}")]
@@ -64,6 +73,7 @@ impl Config {
         match self.users {
             UsersIn::Embedded => self.embedded.check(),
             UsersIn::Redis => self.redis.check(),
+            UsersIn::Feast => self.redis.check().and_then(|()| self.feast.check()),
         }
     }
 }
@@ -139,9 +149,7 @@ impl Users {
         let behind = match config.users {
             UsersIn::Embedded if config.embedded.file.as_os_str().is_empty() => Behind::Nothing,
             UsersIn::Embedded => Behind::File(Log::open(&config.embedded, live.clone())?),
-            UsersIn::Redis => {
-                Behind::Redis(Redis::connect(&config.redis, &config.live, health).await?)
-            }
+            UsersIn::Redis | UsersIn::Feast => Behind::Redis(Redis::connect(config, health).await?),
         };
         Ok(Self {
             live,
@@ -152,11 +160,29 @@ impl Users {
         })
     }
 
-    /// What is known of a user: at most one round trip, and none while what was read before is
+    /// Refuses a bundle without the columns that the configuration maps to.
+    ///
+    /// # Errors
+    /// With the first column that is missing.
+    pub fn check(&self, fit: &Fit) -> Result<(), Error> {
+        match &self.behind {
+            Behind::Redis(redis) => redis.check(fit),
+            Behind::Nothing | Behind::File(_) => Ok(()),
+        }
+    }
+
+    /// What is known at `now_ms` of a user whom the bundle knows as `base`: at most one round trip, and none while what was read before is
     /// fresh or another request is reading the same.
-    pub async fn read(&self, fit: &Arc<Fit>, user: &UserId) -> UserState {
+    pub async fn read(
+        &self,
+        fit: &Arc<Fit>,
+        user: &UserId,
+        base: UserRow<'_>,
+        now_ms: i64,
+    ) -> UserState {
         let own = self.live.get(&user.0);
         let cached = self.local.get(&user.0);
+        let asked = Asked { user: &user.0, base, now_ms };
         let Behind::Redis(redis) = &self.behind else { return self.state(fit, cached, own, None) };
         let fresh = cached.as_ref().filter(|entry| entry.is_fresh(fit));
         monitor::cache(
@@ -171,7 +197,7 @@ impl Users {
         if fresh.is_some() {
             return self.state(fit, cached, own, None);
         }
-        match self.flights.join(&user.0, self.fetch(redis, fit, user)).await {
+        match self.flights.join(&user.0, self.fetch(redis, fit, asked)).await {
             Some(entry) => self.state(fit, Some(entry), own, None),
             None => {
                 let kind = match cached {
@@ -238,15 +264,15 @@ impl Users {
         UserState { embedding, record, degraded, stored, own, shown_ttl_ms }
     }
 
-    async fn fetch(&self, redis: &Redis, fit: &Arc<Fit>, user: &UserId) -> Option<Arc<Entry>> {
-        let read = redis.read(fit, &user.0).await;
+    async fn fetch(&self, redis: &Redis, fit: &Arc<Fit>, asked: Asked<'_>) -> Option<Arc<Entry>> {
+        let read = redis.read(fit, asked).await;
         let (hit, stored) = match read {
             Ok(stored) if stored.known => (Hit::Hit, Some(stored)),
             Ok(stored) => (Hit::Unknown, Some(stored)),
             Err(why) => (why, None),
         };
         monitor::cache(Cache::UserRedis, hit);
-        Some(self.local.put(fit, &user.0, stored?))
+        Some(self.local.put(fit, asked.user, stored?))
     }
 }
 

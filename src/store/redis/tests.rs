@@ -39,6 +39,11 @@ impl Server {
             .spawn();
         match process {
             Ok(process) => {
+                let until = Instant::now() + Duration::from_secs(20);
+                while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+                    assert!(Instant::now() < until, "the Redis of the test does not start");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
                 Some(Self { url: format!("redis://127.0.0.1:{port}"), process: Some(process) })
             }
             Err(error) => {
@@ -118,6 +123,11 @@ async fn calls(client: &Client, command: &str) -> u64 {
     count.unwrap_or(0)
 }
 
+/// A user whom no bundle knows.
+fn nobody() -> crate::features::UserRow<'static> {
+    crate::features::UserRow::default()
+}
+
 fn sorted(state: &crate::store::UserState) -> Vec<(String, i64)> {
     let mut events: Vec<_> = state.history().map(|(id, at)| (id.to_owned(), at)).collect();
     events.sort_unstable_by_key(|event| event.1);
@@ -130,7 +140,7 @@ async fn another_process_reads_what_this_one_wrote() {
     let Some(server) = Server::shared() else { return };
     let (fit, user) = (Arc::new(fit("t", 3)), someone());
     let first = server.users().await;
-    assert_eq!(first.read(&fit, &user).await.embedding, None);
+    assert_eq!(first.read(&fit, &user, nobody(), 0).await.embedding, None);
     let embedding = Embedding { sequence: 9, vector: Arc::from([1.0, -2.5, 0.25]) };
     first.keep(&fit, &user, embedding.clone());
     first.extend(&user, List::History, [("a", 1), ("b", 2)]);
@@ -139,7 +149,7 @@ async fn another_process_reads_what_this_one_wrote() {
     first.flush().await;
     let key = format!("sl:feat:{}", user.0);
     set(&server.raw().await, key, &fit.feature_bytes(table().find("ann"))).await;
-    let second = server.users().await.read(&fit, &user).await;
+    let second = server.users().await.read(&fit, &user, nobody(), 0).await;
     assert_eq!(second.embedding, Some(embedding));
     assert_eq!(second.vector(9).unwrap()[1], -2.5);
     let history = [("a".to_owned(), 1), ("b".to_owned(), 2), ("d".to_owned(), 4)];
@@ -157,19 +167,19 @@ async fn a_read_is_one_command_and_a_fresh_or_unknown_user_none() {
     let (known, unknown) = (someone(), someone());
     set(&raw, format!("sl:hist:{}", known.0), &[]).await;
     for _ in 0..3 {
-        users.read(&fit, &known).await;
-        users.read(&fit, &unknown).await;
+        users.read(&fit, &known, nobody(), 0).await;
+        users.read(&fit, &unknown, nobody(), 0).await;
     }
     assert_eq!((calls(&raw, "mget").await, calls(&raw, "get").await), (2, 0));
     let next = Arc::new(super::super::fit::tests::fit("t2", 2));
-    users.read(&next, &known).await;
+    users.read(&next, &known, nobody(), 0).await;
     assert_eq!(calls(&raw, "mget").await, 3, "another bundle reads other keys");
     let (a, b) = (someone(), someone());
     tokio::join!(
-        users.read(&fit, &a),
-        users.read(&fit, &a),
-        users.read(&fit, &b),
-        users.read(&fit, &a)
+        users.read(&fit, &a, nobody(), 0),
+        users.read(&fit, &a, nobody(), 0),
+        users.read(&fit, &b, nobody(), 0),
+        users.read(&fit, &a, nobody(), 0)
     );
     assert_eq!(calls(&raw, "mget").await, 5, "one flight a user");
 }
@@ -187,20 +197,14 @@ async fn damaged_values_are_left_out_and_the_rest_is_read() {
         set(&raw, format!("sl:emb:t:{}", user.0), embedding).await;
         set(&raw, format!("sl:feat:{}", user.0), features).await;
         set(&raw, format!("sl:hist:{}", user.0), &history).await;
-        let state = server.users().await.read(&fit, &user).await;
+        let state = server.users().await.read(&fit, &user, nobody(), 0).await;
         assert_eq!((&state.embedding, &state.record), (&None, &None));
         assert_eq!(sorted(&state), [("a".to_owned(), 1)]);
         assert_eq!(state.degraded, None);
     }
     let wrong_type = someone();
-    let _: () = fred::interfaces::ListInterface::rpush(
-        &raw,
-        format!("sl:hist:{}", wrong_type.0),
-        vec!["x"],
-    )
-    .await
-    .unwrap();
-    assert!(sorted(&server.users().await.read(&fit, &wrong_type).await).is_empty());
+    let _: () = raw.hset(format!("sl:hist:{}", wrong_type.0), ("x", "y")).await.unwrap();
+    assert!(sorted(&server.users().await.read(&fit, &wrong_type, nobody(), 0).await).is_empty());
 }
 
 #[tokio::test]
@@ -215,7 +219,7 @@ async fn lists_stay_bounded_and_lose_no_new_entry_of_any_writer() {
         writers[at % 2].extend(&user, List::History, [(item.as_str(), at as i64)]);
         writers[at % 2].flush().await;
     }
-    let state = open(config).await.read(&fit, &user).await;
+    let state = open(config).await.read(&fit, &user, nobody(), 0).await;
     let newest: Vec<_> = (190..200).map(|at| (format!("i{at}"), at)).collect();
     assert_eq!(sorted(&state), newest);
     let value: Vec<u8> = raw.get(format!("sl:hist:{}", user.0)).await.unwrap();
@@ -245,12 +249,12 @@ async fn without_redis_what_is_known_here_serves_and_the_breaker_keeps_it_fast()
     let health = Arc::new(Health::new());
     let users = Users::open(&config, health.clone()).await.unwrap();
     assert!(!health.components()[0].ok);
-    let state = users.read(&fit, &user).await;
+    let state = users.read(&fit, &user, nobody(), 0).await;
     assert_eq!((state.degraded, state.embedding), (Some(Fallback::UserStoreDown), None));
     let embedding = Embedding { sequence: 1, vector: Arc::from([1.0, 2.0]) };
     users.keep(&fit, &user, embedding.clone());
     users.extend(&user, List::History, [("a", 1)]);
-    let state = users.read(&fit, &user).await;
+    let state = users.read(&fit, &user, nobody(), 0).await;
     assert_eq!(state.embedding, Some(embedding));
     assert_eq!(sorted(&state), [("a".to_owned(), 1)]);
     assert_eq!(state.degraded, Some(Fallback::UserStateStale));
@@ -267,14 +271,17 @@ async fn a_hung_redis_costs_one_timeout_then_nothing_and_is_used_again() {
     let users = open(config).await;
     users.extend(&user, List::History, [("a", 1)]);
     users.flush().await;
-    assert_eq!(users.read(&fit, &user).await.degraded, None);
+    assert_eq!(users.read(&fit, &user, nobody(), 0).await.degraded, None);
     tokio::time::sleep(Duration::from_millis(5)).await;
     server.signal("-STOP");
-    let stale = users.read(&fit, &user).await;
+    let stale = users.read(&fit, &user, nobody(), 0).await;
     assert_eq!(stale.degraded, Some(Fallback::UserStateStale), "what was read before");
     assert_eq!(sorted(&stale), [("a".to_owned(), 1)]);
     for _ in 0..100 {
-        assert_eq!(users.read(&fit, &someone()).await.degraded, Some(Fallback::UserStoreDown));
+        assert_eq!(
+            users.read(&fit, &someone(), nobody(), 0).await.degraded,
+            Some(Fallback::UserStoreDown)
+        );
     }
     server.signal("-CONT");
     recovers(&users, &fit, &user).await;
@@ -293,15 +300,19 @@ async fn a_redis_that_comes_back_empty_is_used_again() {
     let users = open(config).await;
     users.extend(&user, List::Shown, [("a", 1)]);
     drop(first);
-    while users.read(&fit, &user).await.degraded.is_none() {}
+    while users.read(&fit, &user, nobody(), 0).await.degraded.is_none() {}
     let Some(_second) = Server::start(port, &[]) else { return };
     recovers(&users, &fit, &user).await;
-    assert_eq!(users.read(&fit, &user).await.shown(1).count(), 1, "seen here, whatever Redis lost");
+    assert_eq!(
+        users.read(&fit, &user, nobody(), 0).await.shown(1).count(),
+        1,
+        "seen here, whatever Redis lost"
+    );
 }
 
 async fn recovers(users: &Users, fit: &Arc<Fit>, user: &UserId) {
     let until = Instant::now() + Duration::from_secs(20);
-    while users.read(fit, user).await.degraded.is_some() {
+    while users.read(fit, user, nobody(), 0).await.degraded.is_some() {
         assert!(Instant::now() < until, "not recovered in 20 s");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -313,10 +324,10 @@ async fn a_password_is_used_and_a_wrong_one_is_a_redis_that_is_down() {
     let Some(_server) = Server::start(port, &["--requirepass", "secret"]) else { return };
     let fit = Arc::new(fit("t", 2));
     let right = open(config(&format!("redis://:secret@127.0.0.1:{port}"))).await;
-    assert_eq!(right.read(&fit, &someone()).await.degraded, None);
+    assert_eq!(right.read(&fit, &someone(), nobody(), 0).await.degraded, None);
     let mut wrong = config(&format!("redis://:wrong@127.0.0.1:{port}"));
     wrong.redis.connect_timeout_ms = 300;
-    let state = open(wrong).await.read(&fit, &someone()).await;
+    let state = open(wrong).await.read(&fit, &someone(), nobody(), 0).await;
     assert_eq!(state.degraded, Some(Fallback::UserStoreDown));
 }
 
@@ -327,16 +338,15 @@ async fn keys_of_a_cluster_are_read_in_one_trip_wherever_they_lie() {
     let dir_name = dir.path().to_str().unwrap();
     let more = ["--cluster-enabled", "yes", "--dir", dir_name];
     let Some(server) = Server::start(port, &more) else { return };
-    let until = Instant::now() + Duration::from_secs(10);
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < until, "the Redis of the test does not start");
+    let cli = |arguments: &[&str]| {
+        let port = port.to_string();
+        let output = Command::new("redis-cli").args(["-p", &port]).args(arguments).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    assert_eq!(cli(&["cluster", "addslotsrange", "0", "16383"]), "OK\n");
+    while !cli(&["cluster", "info"]).contains("cluster_state:ok") {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let slots = Command::new("redis-cli")
-        .args(["-p", &port.to_string(), "cluster", "addslotsrange", "0", "16383"])
-        .output()
-        .unwrap();
-    assert!(slots.stdout.starts_with(b"OK"), "{slots:?}");
     let (fit, user) = (Arc::new(fit("t", 2)), someone());
     let mut config = config(&server.url.replace("redis://", "redis-cluster://"));
     config.live.history_max = 2;
@@ -347,7 +357,7 @@ async fn keys_of_a_cluster_are_read_in_one_trip_wherever_they_lie() {
         users.extend(&user, List::History, [("a", at)]);
         users.flush().await;
     }
-    let state = open(config).await.read(&fit, &user).await;
+    let state = open(config).await.read(&fit, &user, nobody(), 0).await;
     assert_eq!((state.degraded, state.embedding.clone()), (None, Some(embedding)));
     assert_eq!(sorted(&state), [("a".to_owned(), 7), ("a".to_owned(), 8)]);
 }

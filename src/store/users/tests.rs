@@ -27,11 +27,15 @@ async fn an_embedding_is_of_one_history_one_user_and_one_bundle() {
     let (users, fit_a, fit_b) = (embedded().await, Arc::new(fit("a", 2)), Arc::new(fit("b", 2)));
     let vector: Arc<[f32]> = Arc::from([0.5, -0.5]);
     users.keep(&fit_a, &user("7"), Embedding { sequence: 11, vector: vector.clone() });
-    let state = users.read(&fit_a, &user("7")).await;
+    let state = users.read(&fit_a, &user("7"), UserRow::default(), 0).await;
     assert_eq!(state.vector(11), Some(vector));
     assert_eq!(state.vector(12), None, "another history");
-    assert_eq!(users.read(&fit_a, &user("8")).await.embedding, None);
-    assert_eq!(users.read(&fit_b, &user("7")).await.embedding, None, "towers do not mix");
+    assert_eq!(users.read(&fit_a, &user("8"), UserRow::default(), 0).await.embedding, None);
+    assert_eq!(
+        users.read(&fit_b, &user("7"), UserRow::default(), 0).await.embedding,
+        None,
+        "towers do not mix"
+    );
     assert_eq!(state.degraded, None);
 }
 
@@ -40,7 +44,7 @@ async fn what_happened_is_read_by_the_next_request() {
     let (users, fit) = (embedded().await, Arc::new(fit("a", 2)));
     users.extend(&user("7"), List::History, [("x", 5), ("y", 6)]);
     users.extend(&user("7"), List::Shown, [("z", 7)]);
-    let state = users.read(&fit, &user("7")).await;
+    let state = users.read(&fit, &user("7"), UserRow::default(), 0).await;
     let mut history: Vec<_> = state.history().collect();
     history.sort_unstable();
     assert_eq!(history, [("x", 5), ("y", 6)]);
