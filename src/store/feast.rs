@@ -130,25 +130,4 @@ impl Feast {
         }
         record
     }
-
-    /// Fields and values of a user of a bundle whose knowledge is of `as_of_ms`.
-    pub fn values(&self, fit: &Fit, user: UserRow<'_>, as_of_ms: i64) -> Vec<(Key, Reply)> {
-        let mut values = Vec::with_capacity(self.fields.len());
-        for view in &self.config.views {
-            values.push(codec::time_bytes(as_of_ms));
-            values.extend(view.features.values().map(|column| {
-                let (at, dictionary) = fit.column(column).expect("checked when the bundle was");
-                let number = user.value(at);
-                codec::value_bytes(&match dictionary {
-                    _ if number.is_nan() => Value::Null,
-                    Some(known) => {
-                        known.value(number as u32).map_or(Value::Null, |v| Value::Text(v.into()))
-                    }
-                    None => Value::Number(number.into()),
-                })
-            }));
-        }
-        let values = values.into_iter().map(|value| Reply::Bytes(value.into()));
-        self.fields.iter().cloned().zip(values).collect()
-    }
 }

@@ -336,7 +336,8 @@ async fn keys_of_a_cluster_are_read_in_one_trip_wherever_they_lie() {
     let port = free_port();
     let dir = tempfile::tempdir().unwrap();
     let dir_name = dir.path().to_str().unwrap();
-    let more = ["--cluster-enabled", "yes", "--dir", dir_name, "--cluster-announce-ip", "127.0.0.1"];
+    let more =
+        ["--cluster-enabled", "yes", "--dir", dir_name, "--cluster-announce-ip", "127.0.0.1"];
     let Some(server) = Server::start(port, &more) else { return };
     let cli = |arguments: &[&str]| {
         let port = port.to_string();
