@@ -14,12 +14,14 @@ mod dictionary;
 mod items;
 mod ops;
 mod plan;
+mod record;
 mod schema;
 mod users;
 
 pub use dictionary::{Dictionaries, Dictionary};
 pub use items::{ItemBlock, ItemColumns, ItemRows, LateRows};
 pub use plan::{Candidate, History, Plan, PlanError, PlanScratch, RequestInput};
+pub use record::{UserRecord, fingerprint};
 pub use schema::{Feature, Schema, SchemaError, Scope};
 pub use users::{UserMap, UserRow, UserTable, UserTableBuilder};
 

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::HISTORY_MAX;
+use super::{HISTORY_MAX, UserRecord};
 use crate::ids::IdTable;
 use crate::sections::{self, Column, Sections, SectionsWriter};
 use crate::types::ItemIdx;
@@ -50,44 +50,60 @@ impl UserMap<'_> {
     }
 }
 
-/// A borrowed user: `values` in the table's column order. `row` is `None` for an unknown user,
-/// whose values are all missing.
-#[derive(Clone, Copy, Debug)]
+/// A borrowed user, of a table or of a record: values in the table's column order. An unknown
+/// user, the default, has no values: all are missing.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct UserRow<'a> {
-    table: &'a UserTable,
-    row: Option<u32>,
+    values: &'a [f32],
+    source: Source<'a>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Source<'a> {
+    #[default]
+    Unknown,
+    Table(&'a UserTable, u32),
+    Record(&'a UserRecord),
 }
 
 impl<'a> UserRow<'a> {
+    pub(super) fn of_record(record: &'a UserRecord, values: &'a [f32]) -> Self {
+        Self { values, source: Source::Record(record) }
+    }
+
     /// The value of a column by position.
     #[inline]
     pub fn value(&self, at: usize) -> f32 {
-        let width = self.table.columns.len();
-        self.row.map_or(f32::NAN, |row| self.table.values[row as usize * width + at])
+        self.values.get(at).copied().unwrap_or(f32::NAN)
     }
 
     /// The map of a name by position.
     #[inline]
     pub fn map(&self, at: usize) -> UserMap<'a> {
-        let Some(row) = self.row else { return UserMap::default() };
-        let column = &self.table.maps[at];
-        let range = range(&column.ends, row);
-        UserMap { keys: &column.keys[range.clone()], values: &column.values[range] }
+        match self.source {
+            Source::Unknown => UserMap::default(),
+            Source::Table(table, row) => {
+                let column = &table.maps[at];
+                let range = range(&column.ends, row);
+                UserMap { keys: &column.keys[range.clone()], values: &column.values[range] }
+            }
+            Source::Record(record) => record.map(at),
+        }
     }
 
-    /// Items and times (epoch ms) of the user's last events, oldest first.
+    /// Items and times (epoch ms) of the last events that the table knows, oldest first.
     pub fn history(&self) -> (&'a [ItemIdx], &'a [i64]) {
-        let Some(row) = self.row else { return (&[], &[]) };
-        let range = range(&self.table.history_ends, row);
-        let items = &self.table.history_items[range.clone()];
-        (bytemuck::cast_slice(items), &self.table.history_times_ms[range])
+        let Source::Table(table, row) = self.source else { return (&[], &[]) };
+        let range = range(&table.history_ends, row);
+        let items = &table.history_items[range.clone()];
+        (bytemuck::cast_slice(items), &table.history_times_ms[range])
     }
 }
 
 impl UserTable {
     /// The user of an external id; an unknown one is a row of missing values.
     pub fn find(&self, id: &str) -> UserRow<'_> {
-        UserRow { table: self, row: self.ids.find(id) }
+        self.user(self.ids.find(id))
     }
 
     /// The row of an external id.
@@ -102,7 +118,10 @@ impl UserTable {
 
     /// The user of a row; `None` is an unknown one, whose values are all missing.
     pub fn user(&self, row: Option<u32>) -> UserRow<'_> {
-        UserRow { table: self, row }
+        let Some(row) = row else { return UserRow::default() };
+        let width = self.columns.len();
+        let values = &self.values[row as usize * width..][..width];
+        UserRow { values, source: Source::Table(self, row) }
     }
 
     /// Whether the id is known.

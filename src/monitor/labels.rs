@@ -51,6 +51,8 @@ labels! {
         FewerSources = "fewer_sources",
         /// Redis did not answer, or answered with an error.
         UserStoreDown = "user_store_down",
+        /// Redis did not answer: what was read of the user before.
+        UserStateStale = "user_state_stale",
     }
 }
 
@@ -88,8 +90,10 @@ labels! {
     Hit {
         Hit = "hit",
         Miss = "miss",
-        /// An entry was there, but of another history.
+        /// An entry was there, but of another history, or too old.
         Stale = "stale",
+        /// An entry was there that says that the store behind does not know the user.
+        Unknown = "unknown",
         /// An entry was there, but it was not readable.
         Malformed = "malformed",
         /// The store behind the cache failed or was too late.
@@ -102,8 +106,12 @@ labels! {
 labels! {
     /// Which cache.
     Cache {
-        EmbeddingLocal = "embedding_local",
-        EmbeddingRedis = "embedding_redis",
+        /// What this process has read of users lately.
+        UserLocal = "user_local",
+        /// Users in Redis: a read is one lookup, each damaged value in it one more.
+        UserRedis = "user_redis",
+        /// Embeddings, wherever they were found.
+        Embedding = "embedding",
     }
 }
 

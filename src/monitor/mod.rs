@@ -261,7 +261,7 @@ mod tests {
         let text = recorder.handle().render();
         for line in [
             "shortlist_fallbacks_total{kind=\"retrieval_order\"} 0",
-            "shortlist_cache_lookups_total{cache=\"embedding_redis\",result=\"stale\"} 0",
+            "shortlist_cache_lookups_total{cache=\"user_redis\",result=\"stale\"} 0",
             "# TYPE shortlist_http_requests_total counter",
         ] {
             assert!(text.contains(line), "no `{line}` in:\n{text}");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bundle::{EncodeScratch, RankScratch};
-use crate::features::{Candidate, History, PlanScratch, RequestInput};
+use crate::features::{Candidate, History, PlanScratch, RequestInput, UserRecord, UserRow};
 use crate::index::{self, Hit};
 use crate::monitor::{Fallback, Source, Stage};
 use crate::store::items::{Late, View};
@@ -23,6 +23,8 @@ pub struct Inputs {
     pub time_ms: i64,
     /// The user's row in the bundle's table; `None` is an unknown user.
     pub user: Option<u32>,
+    /// The user's features as the store has them: newer than the row.
+    pub record: Option<Arc<UserRecord>>,
     /// Position of the region in the item table; `None` is everywhere.
     pub region: Option<usize>,
     /// Codes in the order of the schema's context names.
@@ -222,11 +224,19 @@ impl Context {
     }
 }
 
+/// The user of a request: as the store knows it, else as the bundle does.
+pub fn user<'a>(serving: &'a Serving, inputs: &'a Inputs) -> UserRow<'a> {
+    match &inputs.record {
+        Some(record) => record.row(),
+        None => serving.bundle.users.user(inputs.user),
+    }
+}
+
 /// What features read of a request.
 pub fn request_input<'a>(serving: &'a Serving, inputs: &'a Inputs) -> RequestInput<'a> {
     RequestInput {
         time_ms: inputs.time_ms,
-        user: serving.bundle.users.user(inputs.user),
+        user: user(serving, inputs),
         context: &inputs.context,
         history: History::new(&inputs.history, &inputs.history_times_ms),
     }

@@ -20,7 +20,7 @@ use super::warm::Recent;
 use crate::bundle::{self, Bundle, Change};
 use crate::executor::{self, Rejected};
 use crate::monitor::Fallback;
-use crate::store::{Tower, Users};
+use crate::store::{self, Embedding, Users};
 use crate::types::{ItemId, ItemIdx, UserId};
 
 /// How long the last readers of a bundle that is replaced are waited for.
@@ -93,6 +93,8 @@ pub enum StartError {
     Audit(#[from] std::io::Error),
     #[error(transparent)]
     Bundle(#[from] bundle::Error),
+    #[error(transparent)]
+    Users(#[from] store::Error),
 }
 
 /// Why a bundle could not take over.
@@ -113,6 +115,7 @@ impl Engine {
         let audit = Arc::new(Audit::start(settings.pipeline.recall_audit_share)?);
         let settings = Arc::new(settings);
         let serving = ArcSwap::from_pointee(Serving::new(1, bundle, settings.clone())?);
+        users.check(&serving.load().fit)?;
         let (stages, recent) = (Stages::start(&executor)?, Recent::default());
         Ok(Self { serving, settings, users, item_changes, stages, audit, recent, clock })
     }
@@ -134,22 +137,16 @@ impl Engine {
         let deadline = Deadline::after(self.deadline());
         self.recent.offer(&request);
         let serving = self.serving.load_full();
-        // The sequence first: an event between the two then makes the vector too new for its
-        // name, never too old.
-        let sequence = gather::sequence(&serving, &self.users, &request);
+        let user = &request.user_id;
+        let base = serving.bundle.users.find(&user.0);
+        let state = self.users.read(&serving.fit, user, base, request.time_ms).await;
         let quality = self.stages.quality();
         let candidates = (self.settings.pipeline.candidates as f32 * quality).ceil() as usize;
-        let (inputs, region_fallback) = gather::inputs(&serving, &self.users, &request, candidates);
-        let towers = &serving.bundle.towers;
-        let tower = Tower { version: towers.version(), dim: towers.dim() };
-        let cached = match sequence {
-            Some(sequence) => {
-                self.users.embeddings.get(tower, &request.user_id, sequence).await.fresh()
-            }
-            None => None,
-        };
+        let (inputs, region_fallback) = gather::inputs(&serving, &state, &request, candidates);
+        let sequence = gather::sequence(&request, &inputs);
+        let cached = sequence.and_then(|sequence| state.vector(sequence));
         let missed = cached.is_none();
-        let mut degraded = Vec::new();
+        let mut degraded = Vec::from_iter(state.degraded);
         if region_fallback {
             degraded.push(Fallback::UnknownRegion);
         }
@@ -169,7 +166,7 @@ impl Engine {
         let finished = self.stages.run(call, after).await?;
         let (vector, counts) = finished.kept;
         if let (Some(sequence), Some(vector)) = (sequence, vector) {
-            self.users.embeddings.put_later(tower, &request.user_id, sequence, vector);
+            self.users.keep(&serving.fit, &request.user_id, Embedding { sequence, vector });
         }
         let mut answer = finished.answer;
         answer.timings.total = entry.elapsed();
@@ -234,9 +231,12 @@ impl Engine {
     }
 
     /// A user's last events, newest first.
-    pub fn history(&self, user: &UserId) -> Vec<HistoryItem> {
+    pub async fn history(&self, user: &UserId) -> Vec<HistoryItem> {
         let serving = self.serving();
-        let (items, times) = gather::history(&serving, &self.users, user);
+        let row = serving.bundle.users.row_of(&user.0);
+        let base = serving.bundle.users.user(row);
+        let state = self.users.read(&serving.fit, user, base, self.now_ms()).await;
+        let (items, times) = gather::history(&serving, &state, row);
         let table = serving.bundle.items.view();
         let event = |(&item, &time_ms): (&ItemIdx, &i64)| HistoryItem {
             item_id: table.id(item).to_owned(),

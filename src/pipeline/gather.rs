@@ -1,74 +1,87 @@
 //! From a request to what decides it: the user's past, the region, the context's codes.
 
-use super::context::Inputs;
+use super::context::{self, Inputs};
 use super::engine::Request;
 use super::region;
 use super::serving::Serving;
-use crate::store::Users;
-use crate::types::{ItemIdx, UserId};
+use crate::store::{Embedding, UserState};
+use crate::types::{ItemId, ItemIdx};
 
 /// The inputs of a request on this version; true when its region is unknown and another stands in.
 /// `candidates` is how many retrieval shall give.
 pub fn inputs(
     serving: &Serving,
-    users: &Users,
+    state: &UserState,
     request: &Request,
     candidates: usize,
 ) -> (Inputs, bool) {
     let bundle = &serving.bundle;
-    let (history, history_times_ms) = match &request.history {
-        None => history(serving, users, &request.user_id),
-        Some(inline) => {
-            let items: Vec<_> = inline.iter().filter_map(|id| bundle.items.find(&id.0)).collect();
-            let times = vec![i64::MIN; items.len()];
-            (items, times)
-        }
-    };
-    let mut shown = Vec::new();
-    let row_of = |id: &str| bundle.items.find(id);
-    users.live.shown(&request.user_id, request.time_ms, serving.number, row_of, &mut shown);
     let user = bundle.users.row_of(&request.user_id.0);
+    let (history, history_times_ms) = match &request.history {
+        None => history(serving, state, user),
+        Some(inline) => inline_history(serving, inline),
+    };
+    let shown = state.shown(request.time_ms);
+    let mut inputs = Inputs {
+        request_id: request.request_id.clone(),
+        num_items: request.num_items,
+        time_ms: request.time_ms,
+        user,
+        record: state.record.clone(),
+        region: None,
+        context: Vec::new(),
+        history,
+        history_times_ms,
+        shown: shown.filter_map(|id| bundle.items.find(id)).collect(),
+        candidates: candidates.max(request.num_items),
+    };
     let resolved = region::resolve(
         &serving.settings.regions,
         &bundle.items,
         request.region.as_deref(),
         request.location.as_ref(),
-        serving.own_region(user),
+        serving.own_region(context::user(serving, &inputs)),
     );
-    let inputs = Inputs {
-        request_id: request.request_id.clone(),
-        num_items: request.num_items,
-        time_ms: request.time_ms,
-        user,
-        region: resolved.region,
-        context: context_codes(serving, request, resolved.region),
-        history,
-        history_times_ms,
-        shown,
-        candidates: candidates.max(request.num_items),
-    };
+    inputs.region = resolved.region;
+    inputs.context = context_codes(serving, request, resolved.region);
     (inputs, resolved.fallback)
 }
 
-/// A user's events that the bundle knows and those since, oldest first, with their times.
-pub fn history(serving: &Serving, users: &Users, user: &UserId) -> (Vec<ItemIdx>, Vec<i64>) {
+/// A user's last events, oldest first, with their times: those that the bundle knows, then those
+/// of the store since the bundle was made; all of the store's when the bundle knows none.
+pub fn history(
+    serving: &Serving,
+    state: &UserState,
+    user: Option<u32>,
+) -> (Vec<ItemIdx>, Vec<i64>) {
     let bundle = &serving.bundle;
-    let (items, times) = bundle.users.find(&user.0).history();
-    let (mut items, mut times) = (items.to_vec(), times.to_vec());
-    let since_ms = bundle.manifest.as_of_ms - 1;
+    let (items, times_ms) = bundle.users.user(user).history();
+    let since_ms = if items.is_empty() { i64::MIN } else { bundle.manifest.as_of_ms };
     let row_of = |id: &str| bundle.items.find(id);
-    users.live.history(user, since_ms, serving.number, row_of, &mut items, &mut times);
-    (items, times)
+    let mut events: Vec<_> = state
+        .history()
+        .filter(|&(_, time_ms)| time_ms >= since_ms)
+        .filter_map(|(id, time_ms)| Some((time_ms, row_of(id)?)))
+        .collect();
+    // The store says in no order, and some twice, what every replica must read alike.
+    events.sort_unstable();
+    events.dedup();
+    let known = items.iter().copied().zip(times_ms.iter().copied());
+    known.chain(events.into_iter().map(|(time_ms, item)| (item, time_ms))).unzip()
 }
 
 /// Names the history that a cached vector must be of; `None` when the vector is not to be
 /// kept: an inline history is the caller's, and nothing is known of an unknown user.
-pub fn sequence(serving: &Serving, users: &Users, request: &Request) -> Option<u64> {
-    let bundle = &serving.bundle;
-    let live = users.live.sequence(&request.user_id);
-    let known = live != 0 || bundle.users.contains(&request.user_id.0);
+pub fn sequence(request: &Request, inputs: &Inputs) -> Option<u64> {
+    let known = inputs.user.is_some() || inputs.record.is_some() || !inputs.history.is_empty();
     (request.history.is_none() && known)
-        .then(|| live.rotate_left(32) ^ bundle.manifest.as_of_ms as u64)
+        .then(|| Embedding::sequence(&inputs.history, &inputs.history_times_ms))
+}
+
+fn inline_history(serving: &Serving, history: &[ItemId]) -> (Vec<ItemIdx>, Vec<i64>) {
+    let items: Vec<_> = history.iter().filter_map(|id| serving.bundle.items.find(&id.0)).collect();
+    let times = vec![i64::MIN; items.len()];
+    (items, times)
 }
 
 fn context_codes(serving: &Serving, request: &Request, region: Option<usize>) -> Vec<f32> {

@@ -5,6 +5,7 @@
 //! history: the tower's cold-start vector.
 
 use super::Context;
+use super::context::user;
 
 /// Leaves the vector in the scratch.
 pub fn run(cx: &mut Context) {
@@ -13,7 +14,7 @@ pub fn run(cx: &mut Context) {
         Some(cached) => scratch.vector.copy_from_slice(cached),
         None => {
             let bundle = &cx.serving.bundle;
-            let user = bundle.users.user(cx.inputs.user);
+            let user = user(&cx.serving, &cx.inputs);
             let history = &cx.inputs.history;
             bundle.encode_user(user, history, &mut scratch.encode, &mut scratch.vector);
         }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::s2_candidates::Lists;
 use super::{Config, RegionConfig, RulesConfig};
 use crate::bundle::{self, Bundle};
+use crate::features::UserRow;
+use crate::store::Fit;
 
 /// Column of the user table that holds a user's own region.
 const USER_REGION: &str = "users.region";
@@ -27,6 +29,8 @@ pub struct Serving {
     pub settings: Arc<Settings>,
     /// The schema's context features, in order.
     pub context_names: Vec<String>,
+    /// What of a user in the store fits this bundle.
+    pub fit: Arc<Fit>,
     /// Position of the users' own region among their columns.
     pub user_region: Option<usize>,
     /// What candidates come from beside retrieval.
@@ -78,7 +82,10 @@ impl Serving {
             remarks.push(Remark::Unlearnt { feature: feature.name.clone() });
         }
         remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
-        Ok(Self { number, bundle, settings, context_names, user_region, lists, remarks })
+        let towers = &bundle.towers;
+        let (users, dictionaries) = (&bundle.users, &bundle.dictionaries);
+        let fit = Arc::new(Fit::new(towers.version(), towers.dim(), users, dictionaries));
+        Ok(Self { number, bundle, settings, context_names, fit, user_region, lists, remarks })
     }
 
     /// Version of the bundle.
@@ -93,8 +100,8 @@ impl Serving {
     }
 
     /// A user's own region by name.
-    pub fn own_region(&self, user_row: Option<u32>) -> Option<&str> {
-        let code = self.bundle.users.user(user_row).value(self.user_region?);
+    pub fn own_region(&self, user: UserRow<'_>) -> Option<&str> {
+        let code = user.value(self.user_region?);
         let dictionary = self.bundle.dictionaries.get(USER_REGION)?;
         if code.is_nan() { None } else { dictionary.value(code as u32) }
     }

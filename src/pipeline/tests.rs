@@ -80,6 +80,7 @@ impl World {
             history_times_ms: times.to_vec(),
             shown: (0..ITEMS_SHOWN).map(|at| ItemIdx(at * 17 % sample::ITEMS)).collect(),
             candidates: CANDIDATES,
+            record: None,
         }
     }
 

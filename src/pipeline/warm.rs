@@ -49,7 +49,8 @@ impl Recent {
         let mut scratch = Box::new(Scratch::new(serving));
         for request in &requests {
             let candidates = serving.settings.pipeline.candidates;
-            let (inputs, _) = gather::inputs(serving, users, request, candidates);
+            let state = users.peek(&serving.fit, &request.user_id);
+            let (inputs, _) = gather::inputs(serving, &state, request, candidates);
             let call = Call {
                 serving: serving.clone(),
                 inputs: Arc::new(inputs),

@@ -272,11 +272,11 @@ async fn upkeep(exporter: Exporter) {
     }
 }
 
-/// Writes what the logs still hold and the embeddings that are on their way.
+/// Writes what the logs still hold and what is on its way to the store.
 async fn flush(shared: Arc<Shared>) {
     if let Some(engine) = shared.engine.get() {
         let wait = Duration::from_secs(shared.config.stop_timeout_s);
-        let _ = tokio::time::timeout(wait, engine.users().embeddings.flush()).await;
+        let _ = tokio::time::timeout(wait, engine.users().flush()).await;
     }
     let logs = move || {
         let events = shared.parts.events.flush().map_err(|error| error.to_string());

@@ -13,6 +13,7 @@ use crate::events::{EventRecord, Refused, RequestRecord};
 use crate::executor::Rejected;
 use crate::monitor::{self, Phase, Route};
 use crate::pipeline::{self, Answer, Engine, Request};
+use crate::store::List;
 use crate::types::{DAY_MS, UserId};
 
 /// When a caller that came before the bundle was loaded should come again.
@@ -173,19 +174,22 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
         }
         Refused::Stopped => Fault::new(503, "stopping", refused.to_string()),
     })?;
-    for event in &events {
-        remember(engine, config, event);
+    let list = |event: &EventRecord| list(config, &event.event);
+    for run in events.chunk_by(|a, b| a.user_id == b.user_id && list(a) == list(b)) {
+        if let Some(list) = list(&run[0]) {
+            let items = run.iter().map(|event| (event.item_id.as_str(), event.time_ms));
+            engine.users().extend(&UserId(run[0].user_id.clone()), list, items);
+        }
     }
     Ok(taken)
 }
 
-/// Writes an event through to what the next request of this user reads.
-fn remember(engine: &Engine, config: &super::Config, event: &EventRecord) {
-    let (live, user) = (&engine.users().live, UserId(event.user_id.clone()));
-    if event.event == config.shown_kind {
-        live.push_shown(&user, [event.item_id.as_str()], event.time_ms);
-    } else if config.history_kinds.contains(&event.event) {
-        live.push_history(&user, &crate::types::ItemId(event.item_id.clone()), event.time_ms);
+/// Which of a user's lists an event of this kind extends, for the user's next request to read.
+fn list(config: &super::Config, kind: &String) -> Option<List> {
+    if *kind == config.shown_kind {
+        Some(List::Shown)
+    } else {
+        config.history_kinds.contains(kind).then_some(List::History)
     }
 }
 

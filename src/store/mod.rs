@@ -1,19 +1,40 @@
-//! What a request looks up: items in memory, users embedded or in Redis.
+//! What a request looks up: items in memory, users beside them or in Redis.
 //!
-//! Two kinds of knowledge of a user live here, both outside the bundle: the embedding that was
-//! encoded for a user before ([`Embeddings`]: memory, then Redis) and what has happened since the
-//! bundle was made ([`Live`]). Everything here is bounded, and nothing here can fail a request: a
-//! lookup that does not succeed is a counted miss.
+//! What is known of a user outside the bundle ([`UserState`]): the embedding that was encoded
+//! before, features, what the user did and was shown. It comes from three places, nearest first:
+//! ```text
+//! live    what this process has itself seen               always; kept in a file when embedded
+//! local   what was read of Redis lately                   W-TinyLFU, bounded in users and time
+//! redis   shared by all replicas (Feast's features too)   one round trip, one flight a user
+//! ```
+//! Everything here is bounded, and nothing here can fail a request: a store that does not answer
+//! costs what only it knows, and the state says so.
 //!
 //! Must not know how an embedding is made or what a stage does with it.
 
-mod embeddings;
+mod feast;
+mod fit;
 pub mod items;
+mod list;
 mod live;
+mod local;
+mod log;
 mod redis;
 mod users;
 
-pub use embeddings::{Config as EmbeddingsConfig, Embeddings, Lookup, Tower};
-pub use live::{Config as LiveConfig, Live};
+pub use feast::Config as FeastConfig;
+pub use fit::{Embedding, Fit};
+pub use list::ItemList;
+pub use live::{Config as LiveConfig, List};
+pub use local::Config as LocalConfig;
+pub use log::Config as EmbeddedConfig;
 pub use redis::Config as RedisConfig;
-pub use users::{Config, Error, Users, UsersIn};
+pub use users::{Config, Error, UserState, Users, UsersIn};
+
+/// Refuses the first of these keys that is zero.
+fn nonzero(keys: &[(&'static str, u64)]) -> Result<(), Error> {
+    match keys.iter().find(|(_, value)| *value == 0) {
+        Some(&(key, _)) => Err(Error::Zero { key }),
+        None => Ok(()),
+    }
+}

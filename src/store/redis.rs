@@ -1,44 +1,60 @@
-//! Redis as a cache that may fail: bounded in time, in queued writes, and in how often a Redis
+//! Redis as a store that may fail: bounded in time, in queued writes, and in how often a Redis
 //! that does not answer is asked.
 //!
-//! Value of `sl:emb:{tower version}:{user}`, all little-endian:
 //! ```text
-//! 0  8      u64  sequence of the history
-//! 8  4*dim  f32  the embedding
+//! sl:emb:{tower version}:{user}   embedding           store::fit
+//! sl:feat:{user}                  features            store::fit
+//! sl:hist:{user}                  history             store::list
+//! sl:shown:{user}                 recently shown      store::list
 //! ```
+//! A read is one MGET of the four (docs/decisions/0006). Lists are strings that writers append to,
+//! atomically in any number; whoever finds one twice too long cuts it by a script.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fred::clients::Pool;
-use fred::interfaces::{ClientLike, KeysInterface};
-use fred::types::Builder;
+use fred::clients::{Client, Pool};
+use fred::interfaces::{ClientLike, HashesInterface, KeysInterface};
 use fred::types::config::{Config as FredConfig, ReconnectPolicy};
-use fred::types::{Expiration, Value};
+use fred::types::{Builder, Value};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Error;
-use super::embeddings::Entry;
-use crate::monitor::{self, Health, Hit};
+use super::feast::Feast;
+use super::list::ItemList;
+use super::live::Lists;
+use super::local::Stored;
+use super::{Embedding, Error, Fit, List, LiveConfig, UsersIn};
+use crate::features::UserRow;
+use crate::monitor::{self, Cache, Health, Hit};
+
+mod breaker;
+mod threads;
+mod writes;
+
+use breaker::Breaker;
+use threads::Threads;
+use writes::{Write, Writer};
 
 /// Section `[store.redis]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `redis://[user:password@]host:port[/db]`.
+    /// `redis://[user:password@]host:port[/db]`, or `redis-cluster://` or `redis-sentinel://`.
     pub url: String,
-    /// Connections.
+    /// Connections for writes, and for reads of threads that have none of their own.
     pub pool_size: usize,
+    /// Threads that get a connection of their own for their reads.
+    pub reading_threads_max: usize,
     /// A connection attempt is given up after this, and so is the wait for the first one.
     pub connect_timeout_ms: u64,
-    /// A read that takes longer is a miss.
+    /// A read that takes longer is given up.
     pub command_timeout_ms: u64,
     /// Time between two attempts to connect: the first, and the longest.
     pub reconnect_min_ms: u32,
     pub reconnect_max_ms: u32,
-    /// How long Redis keeps an embedding, seconds.
+    /// How long Redis keeps an embedding, features and a history, seconds; recently shown items
+    /// as long as they count.
     pub ttl_s: u64,
     /// Writes that may wait; one more is given up.
     pub writes_queue_max: usize,
@@ -51,8 +67,9 @@ impl Config {
     /// Refuses what [`Redis::connect`] could not use.
     pub fn check(&self) -> Result<(), Error> {
         self.fred()?;
-        for (key, value) in [
+        super::nonzero(&[
             ("store.redis.pool_size", self.pool_size as u64),
+            ("store.redis.reading_threads_max", self.reading_threads_max as u64),
             ("store.redis.connect_timeout_ms", self.connect_timeout_ms),
             ("store.redis.command_timeout_ms", self.command_timeout_ms),
             ("store.redis.reconnect_min_ms", self.reconnect_min_ms.into()),
@@ -60,12 +77,8 @@ impl Config {
             ("store.redis.ttl_s", self.ttl_s),
             ("store.redis.writes_queue_max", self.writes_queue_max as u64),
             ("store.redis.failures_until_pause", self.failures_until_pause.into()),
-        ] {
-            if value == 0 {
-                return Err(Error::Zero { key });
-            }
-        }
-        Ok(())
+            ("store.redis.pause_ms", self.pause_ms),
+        ])
     }
 
     fn fred(&self) -> Result<FredConfig, Error> {
@@ -74,8 +87,8 @@ impl Config {
             reason: reason.to_owned(),
         };
         // The client takes other words for a host name; TLS is not compiled in.
-        if !self.url.starts_with("redis://") && !self.url.starts_with("redis-cluster://") {
-            return Err(refuse("it does not begin with redis:// or redis-cluster://"));
+        if !SCHEMES.iter().any(|scheme| self.url.starts_with(scheme)) {
+            return Err(refuse(&format!("it begins with none of {}", SCHEMES.join(" "))));
         }
         let mut config =
             FredConfig::from_url(&self.url).map_err(|error| refuse(error.details()))?;
@@ -83,58 +96,66 @@ impl Config {
         config.fail_fast = false;
         Ok(config)
     }
-}
 
-/// What Redis said.
-#[derive(Debug, PartialEq)]
-pub(super) enum Answer {
-    Found(Entry),
-    /// No usable entry, and why.
-    Nothing(Hit),
-}
-
-enum Write {
-    Put { key: String, entry: Entry },
-    Flush(oneshot::Sender<()>),
-}
-
-/// A pool of connections, a task that writes, and a memory of failures.
-pub(super) struct Redis {
-    pool: Pool,
-    writes: mpsc::Sender<Write>,
-    breaker: Arc<Breaker>,
-}
-
-/// Writes that go to Redis in one round trip.
-const WRITES_A_TRIP_MAX: usize = 64;
-
-impl Redis {
-    pub async fn connect(config: &Config, health: Arc<Health>) -> Result<Self, Error> {
-        config.check()?;
-        let pool = Builder::from_config(config.fred()?)
+    fn builder(&self) -> Result<Builder, Error> {
+        let mut builder = Builder::from_config(self.fred()?);
+        builder
             .with_connection_config(|connection| {
-                connection.connection_timeout = Duration::from_millis(config.connect_timeout_ms);
-                connection.internal_command_timeout =
-                    Duration::from_millis(config.connect_timeout_ms);
+                let timeout = Duration::from_millis(self.connect_timeout_ms);
+                connection.connection_timeout = timeout;
+                connection.internal_command_timeout = timeout;
                 connection.max_command_attempts = 1;
-                connection.max_command_buffer_len = config.writes_queue_max.max(1024);
+                connection.max_command_buffer_len = self.writes_queue_max.max(1024);
                 connection.tcp.nodelay = Some(true);
             })
             .with_performance_config(|performance| {
                 performance.default_command_timeout =
-                    Duration::from_millis(config.command_timeout_ms);
+                    Duration::from_millis(self.command_timeout_ms);
             })
             .set_policy(ReconnectPolicy::new_exponential(
                 0,
-                config.reconnect_min_ms,
-                config.reconnect_max_ms,
+                self.reconnect_min_ms,
+                self.reconnect_max_ms,
                 2,
-            ))
-            .build_pool(config.pool_size)
-            .map_err(|error| Error::Client { reason: error.to_string() })?;
+            ));
+        Ok(builder)
+    }
+}
+
+const SCHEMES: [&str; 3] = ["redis://", "redis-cluster://", "redis-sentinel://"];
+
+/// Connections, a task that writes, and a memory of failures.
+pub(super) struct Redis {
+    pool: Pool,
+    threads: Threads,
+    clustered: bool,
+    writes: mpsc::Sender<Write>,
+    breaker: Arc<Breaker>,
+    live: LiveConfig,
+    feast: Option<Feast>,
+}
+
+/// Who is asked for, and when.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub user: &'a str,
+    /// The user as the bundle knows it.
+    pub base: UserRow<'a>,
+    /// Epoch milliseconds.
+    pub now_ms: i64,
+}
+
+impl Redis {
+    /// Connects as `[store.redis]` says, to read features as `store.users` says.
+    pub async fn connect(store: &super::Config, health: Arc<Health>) -> Result<Self, Error> {
+        let (config, live) = (&store.redis, &store.live);
+        let feast = (store.users == UsersIn::Feast).then(|| Feast::new(&store.feast));
+        let builder = config.builder()?;
+        let setup = |error: fred::error::Error| Error::Client { reason: error.to_string() };
+        let pool = builder.build_pool(config.pool_size).map_err(setup)?;
         drop(pool.connect_pool());
         let wait = Duration::from_millis(config.connect_timeout_ms);
-        let breaker = Arc::new(Breaker::new(config, health));
+        let breaker = Arc::new(Breaker::new(config.failures_until_pause, config.pause_ms, health));
         match tokio::time::timeout(wait, pool.wait_for_connect()).await {
             Ok(Ok(())) => breaker.succeeded(),
             _ => {
@@ -146,37 +167,54 @@ impl Redis {
             }
         }
         let (writes, queue) = mpsc::channel(config.writes_queue_max);
-        tokio::spawn(write(pool.clone(), queue, breaker.clone(), config.ttl_s));
-        Ok(Self { pool, writes, breaker })
+        let writer = Writer {
+            pool: pool.clone(),
+            breaker: breaker.clone(),
+            ttl_s: config.ttl_s as i64,
+            live: live.clone(),
+        };
+        tokio::spawn(writer.run(queue));
+        let clustered = pool.is_clustered();
+        let threads = Threads::new(builder, config.reading_threads_max);
+        Ok(Self { pool, threads, clustered, writes, breaker, live: live.clone(), feast })
     }
 
-    pub async fn get(&self, key: &str, dim: usize) -> Answer {
-        if self.breaker.is_open() {
-            return Answer::Nothing(Hit::Skipped);
+    /// What Redis knows of a user, in one round trip.
+    ///
+    /// # Errors
+    /// With how the lookup ended when Redis was not asked or did not answer.
+    pub async fn read(&self, fit: &Fit, asked: Asked<'_>) -> Result<Stored, Hit> {
+        if !self.breaker.admits() {
+            return Err(Hit::Skipped);
         }
-        let result: Result<Option<Vec<u8>>, _> = self.pool.next_connected().get(key).await;
+        let result = match self.client() {
+            Some(client) => self.ask(&client, fit, asked.user).await,
+            None => Err("no connection".to_owned()),
+        };
         match result {
-            Ok(value) => {
+            Ok(reply) => {
                 self.breaker.succeeded();
-                match value {
-                    None => Answer::Nothing(Hit::Miss),
-                    Some(bytes) => match decode(&bytes, dim) {
-                        Some(entry) => Answer::Found(entry),
-                        None => Answer::Nothing(Hit::Malformed),
-                    },
-                }
+                Ok(self.stored(fit, asked, &reply))
             }
             Err(error) => {
                 self.breaker.failed(&error);
-                Answer::Nothing(Hit::Error)
+                Err(Hit::Error)
             }
         }
     }
 
-    pub fn put_later(&self, key: String, entry: Entry) {
-        if self.breaker.is_open() || self.writes.try_send(Write::Put { key, entry }).is_err() {
-            monitor::cache_writes_dropped(1);
-        }
+    /// Refuses a bundle without the columns that Feast's features map to.
+    pub fn check(&self, fit: &Fit) -> Result<(), Error> {
+        self.feast.as_ref().map_or(Ok(()), |feast| feast.check(fit))
+    }
+
+    pub fn put_later(&self, fit: &Fit, user: &str, embedding: &Embedding) {
+        let key = embedding_key(fit, user);
+        self.write_later(Write::Put { key, value: embedding.bytes() });
+    }
+
+    pub fn extend_later(&self, user: &str, list: List, block: Vec<u8>) {
+        self.write_later(Write::Extend { key: list_key(list, user), list, block });
     }
 
     pub async fn flush(&self) {
@@ -185,133 +223,124 @@ impl Redis {
             let _ = flushed.await;
         }
     }
-}
 
-async fn write(pool: Pool, mut queue: mpsc::Receiver<Write>, breaker: Arc<Breaker>, ttl_s: u64) {
-    let mut batch = Vec::with_capacity(WRITES_A_TRIP_MAX);
-    while queue.recv_many(&mut batch, WRITES_A_TRIP_MAX).await > 0 {
-        let mut flushed = Vec::new();
-        let mut puts = Vec::with_capacity(batch.len());
-        for write in batch.drain(..) {
-            match write {
-                Write::Put { key, entry } => puts.push((key, entry)),
-                Write::Flush(done) => flushed.push(done),
+    fn write_later(&self, write: Write) {
+        if self.breaker.is_open() || self.writes.try_send(write).is_err() {
+            monitor::cache_writes_dropped(1);
+        }
+    }
+
+    fn client(&self) -> Option<Client> {
+        self.threads.client().or_else(|| {
+            let client = self.pool.next_connected();
+            client.is_connected().then(|| client.clone())
+        })
+    }
+
+    /// One round trip: one command, or a pipeline where there is a hash of Feast, or where the keys
+    /// may lie on several nodes.
+    async fn ask(&self, client: &Client, fit: &Fit, user: &str) -> Result<Reply, String> {
+        let failed = |error: fred::error::Error| error.to_string();
+        let keys = keys(fit, user);
+        let hash = self.feast.as_ref().and_then(|feast| Some((feast.key(user)?, feast.fields())));
+        if hash.is_none() && !self.clustered {
+            let values: Vec<Value> = client.mget(Vec::from(keys)).await.map_err(failed)?;
+            return Reply::new(values, Vec::new());
+        }
+        let pipeline = client.pipeline();
+        if self.clustered {
+            for key in keys {
+                let _queued: Value = pipeline.get(key).await.map_err(failed)?;
             }
+        } else {
+            let _queued: Value = pipeline.mget(Vec::from(keys)).await.map_err(failed)?;
         }
-        let count = puts.len();
-        if count > 0
-            && let Err(error) = put_all(&pool, puts, ttl_s).await
-        {
-            breaker.failed(&error);
-            monitor::cache_writes_dropped(count);
+        let hashed = hash.is_some();
+        if let Some((key, fields)) = hash {
+            let _queued: Value = pipeline.hmget(key, fields).await.map_err(failed)?;
         }
-        for done in flushed {
-            let _ = done.send(());
-        }
+        let mut replies: Vec<Value> = pipeline.all().await.map_err(failed)?;
+        let feast = if hashed { last_array(&mut replies) } else { Vec::new() };
+        Reply::new(if self.clustered { replies } else { last_array(&mut replies) }, feast)
+    }
+
+    fn stored(&self, fit: &Fit, asked: Asked<'_>, reply: &Reply) -> Stored {
+        let [embedding, features, history, shown] = reply.values.each_ref().map(Value::as_bytes);
+        let known = [embedding, features, history, shown].iter().any(Option::is_some);
+        let embedding = embedding.and_then(|value| sound(fit.embedding(value)));
+        let record = match &self.feast {
+            Some(feast) => feast.record(fit, asked.base, &reply.feast, asked.now_ms, damaged),
+            None => features.and_then(|value| sound(fit.features(value).ok()).flatten()),
+        };
+        let list = |value: Option<&[u8]>, list| {
+            let (items, whole) = ItemList::read(value.unwrap_or_default(), self.live.max(list));
+            sound(whole.then_some(()));
+            items
+        };
+        let lists =
+            Lists { history: list(history, List::History), shown: list(shown, List::Shown) };
+        let known = known || record.is_some();
+        Stored { embedding, record: record.map(Arc::new), lists, known }
     }
 }
 
-async fn put_all(
-    pool: &Pool,
-    puts: Vec<(String, Entry)>,
-    ttl_s: u64,
-) -> Result<(), fred::error::Error> {
-    let pipeline = pool.next_connected().pipeline();
-    for (key, entry) in puts {
-        let value = Value::Bytes(encode(&entry).into());
-        let expire = Some(Expiration::EX(ttl_s as i64));
-        let _queued: Value = pipeline.set(key, value, expire, None, false).await?;
-    }
-    let _done: Vec<Value> = pipeline.all().await?;
-    Ok(())
+/// Values of a read.
+const VALUES: usize = 4;
+
+/// What Redis answered to a read.
+struct Reply {
+    values: [Value; VALUES],
+    /// Of the hash of Feast; empty without one.
+    feast: Vec<Value>,
 }
 
-fn encode(entry: &Entry) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(8 + 4 * entry.vector.len());
-    bytes.extend_from_slice(&entry.sequence.to_le_bytes());
-    for value in entry.vector.iter() {
-        bytes.extend_from_slice(&value.to_le_bytes());
+impl Reply {
+    fn new(values: Vec<Value>, feast: Vec<Value>) -> Result<Self, String> {
+        let values = values
+            .try_into()
+            .map_err(|values: Vec<_>| format!("{} values, not {VALUES}", values.len()))?;
+        Ok(Self { values, feast })
     }
-    bytes
 }
 
-/// `None` when the value is not an embedding of `dim` finite numbers.
-fn decode(bytes: &[u8], dim: usize) -> Option<Entry> {
-    let (sequence, numbers) = bytes.split_first_chunk::<8>()?;
-    if numbers.len() != 4 * dim {
-        return None;
-    }
-    let vector: Arc<[f32]> = numbers
-        .chunks_exact(4)
-        .map(|four| f32::from_le_bytes(four.try_into().expect("chunks of four bytes")))
-        .collect();
-    vector
-        .iter()
-        .all(|value| value.is_finite())
-        .then_some(Entry { sequence: u64::from_le_bytes(*sequence), vector })
+fn last_array(replies: &mut Vec<Value>) -> Vec<Value> {
+    replies.pop().map_or(Vec::new(), Value::into_array)
 }
 
-/// Leaves a Redis alone that has failed several times in a row: without it, every request would
-/// pay the timeout.
-struct Breaker {
-    start: Instant,
-    failures: AtomicU32,
-    failures_until_pause: u32,
-    pause_ms: u64,
-    /// Milliseconds since `start` until which Redis is not asked; 0 when it is.
-    open_until_ms: AtomicU64,
-    health: Arc<Health>,
+fn keys(fit: &Fit, user: &str) -> [String; VALUES] {
+    [
+        embedding_key(fit, user),
+        feature_key(user),
+        list_key(List::History, user),
+        list_key(List::Shown, user),
+    ]
 }
 
-const COMPONENT: &str = "redis";
+fn embedding_key(fit: &Fit, user: &str) -> String {
+    format!("sl:emb:{}:{user}", fit.tower_version)
+}
 
-impl Breaker {
-    fn new(config: &Config, health: Arc<Health>) -> Self {
-        Self {
-            start: Instant::now(),
-            // Full at first, so that the first success is told to health.
-            failures: AtomicU32::new(config.failures_until_pause),
-            failures_until_pause: config.failures_until_pause,
-            pause_ms: config.pause_ms,
-            open_until_ms: AtomicU64::new(0),
-            health,
-        }
-    }
+fn feature_key(user: &str) -> String {
+    format!("sl:feat:{user}")
+}
 
-    fn is_open(&self) -> bool {
-        let until = self.open_until_ms.load(Ordering::Relaxed);
-        until != 0 && self.now_ms() < until
+fn list_key(list: List, user: &str) -> String {
+    match list {
+        List::History => format!("sl:hist:{user}"),
+        List::Shown => format!("sl:shown:{user}"),
     }
+}
 
-    fn succeeded(&self) {
-        if self.failures.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        if self.failures.swap(0, Ordering::Relaxed) >= self.failures_until_pause {
-            self.open_until_ms.store(0, Ordering::Relaxed);
-            self.health.set(COMPONENT, true, "connected");
-            tracing::info!("Redis answers");
-        }
+/// Counts a value that is not what its key says.
+fn sound<T>(value: Option<T>) -> Option<T> {
+    if value.is_none() {
+        damaged();
     }
+    value
+}
 
-    fn failed(&self, error: &fred::error::Error) {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if failures == self.failures_until_pause {
-            tracing::warn!(%error, failures, "Redis fails; serving without it and retrying");
-        }
-        if failures >= self.failures_until_pause {
-            self.open();
-        }
-    }
-
-    fn open(&self) {
-        self.open_until_ms.store(self.now_ms() + self.pause_ms, Ordering::Relaxed);
-        self.health.set(COMPONENT, false, "does not answer; serving without it");
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
-    }
+fn damaged() {
+    monitor::cache(Cache::UserRedis, Hit::Malformed);
 }
 
 /// The address without what must not be in a log.

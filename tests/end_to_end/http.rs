@@ -320,7 +320,7 @@ fn an_embedding_goes_to_redis_and_the_next_process_finds_it_there() {
     let user = &world().users[4];
     let lookups = |server: &Server, result: &str| {
         server.metric(&format!(
-            "shortlist_cache_lookups_total{{cache=\"embedding_redis\",result=\"{result}\"}}"
+            "shortlist_cache_lookups_total{{cache=\"user_redis\",result=\"{result}\"}}"
         ))
     };
     let first = Server::start(world(), &with_redis(&url));
@@ -353,7 +353,7 @@ fn without_redis_the_answer_is_the_same() {
     assert_eq!(ids(&server.recommend(json!({"user_id": user}))), before);
     let failed = ["error", "skipped"].map(|result| {
         server.metric(&format!(
-            "shortlist_cache_lookups_total{{cache=\"embedding_redis\",result=\"{result}\"}}"
+            "shortlist_cache_lookups_total{{cache=\"user_redis\",result=\"{result}\"}}"
         ))
     });
     assert!(failed.iter().sum::<f64>() >= 1.0, "{failed:?}");

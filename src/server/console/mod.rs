@@ -70,13 +70,17 @@ pub async fn users(shared: Data<Shared>, query: Query<HashMap<String, String>>) 
 
 /// The last events of `?user_id=`.
 pub async fn history(shared: Data<Shared>, query: Query<HashMap<String, String>>) -> HttpResponse {
-    let user = query.get("user_id").cloned();
-    answer(shared, move |shared| {
+    let started = Instant::now();
+    let lookup = async {
         let missing = || Fault::new(400, "missing_field", "`user_id` is missing: give ?user_id=ID");
-        let user = UserId(user.ok_or_else(missing)?);
-        Ok(wire::history(&user, &engine(shared)?.history(&user)))
-    })
-    .await
+        let user = UserId(query.get("user_id").cloned().ok_or_else(missing)?);
+        Ok(wire::history(&user, &engine(&shared)?.history(&user).await))
+    };
+    let response = match lookup.await {
+        Ok(body) => json(StatusCode::OK, body),
+        Err(fault) => refuse(&fault),
+    };
+    observe(Route::Console, started, response)
 }
 
 /// Runs a lookup off the I/O workers: a search through all users takes milliseconds.

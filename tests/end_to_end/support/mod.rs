@@ -94,6 +94,8 @@ impl World {
             ("offline.work_dir", &work),
             ("offline.features", features),
             ("events.dir", &log),
+            // Several servers share the world.
+            ("store.embedded.file", "\"\""),
             ("registry.url", &models),
         ];
         for (key, value) in own.iter().chain(more) {

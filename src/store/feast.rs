@@ -1,0 +1,133 @@
+//! Users' features as Feast materialised them into Redis: which of its features are which columns.
+//!
+//! One hash a user holds all views. A value that Feast has takes the place of the bundle's own; what
+//! it does not have, or has too old a value of, stays as the bundle says.
+
+use fred::types::{Key, Value as Reply};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use super::{Error, Fit};
+use crate::features::{UserRecord, UserRow};
+
+mod codec;
+
+use codec::{KeyType, Value};
+
+/// Section `[store.feast]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Feast's name of the project.
+    pub project: String,
+    /// The entity's join key, and how Feast stores ids.
+    pub join_key: String,
+    pub join_key_type: KeyType,
+    pub views: Vec<View>,
+}
+
+/// A feature view.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    pub name: String,
+    /// A row older than this is not used, seconds; 0 is never too old.
+    pub ttl_s: u64,
+    /// From Feast's names of features to columns of users.
+    pub features: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Refuses a section that could read nothing.
+    pub fn check(&self) -> Result<(), Error> {
+        for (key, empty) in [
+            ("store.feast.project", self.project.is_empty()),
+            ("store.feast.join_key", self.join_key.is_empty()),
+            ("store.feast.views", self.views.iter().all(|view| view.features.is_empty())),
+        ] {
+            if empty {
+                return Err(Error::Empty { key });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads and writes users as Feast does.
+pub struct Feast {
+    config: Config,
+    /// Of each view its time, then its features in the order of the configuration.
+    fields: Vec<Key>,
+}
+
+impl Feast {
+    pub fn new(config: &Config) -> Self {
+        let fields = config.views.iter().flat_map(|view| {
+            let features = view.features.keys();
+            std::iter::once(Key::from(codec::time_field(&view.name)))
+                .chain(features.map(|name| Key::from(&codec::field(&view.name, name)[..])))
+        });
+        Self { fields: fields.collect(), config: config.clone() }
+    }
+
+    /// The key of a user's hash; `None` for an id that Feast cannot have.
+    pub fn key(&self, user: &str) -> Option<Key> {
+        let Config { project, join_key, join_key_type, .. } = &self.config;
+        codec::key(project, join_key, *join_key_type, user).map(|key| Key::from(&key[..]))
+    }
+
+    /// The fields of a read.
+    pub fn fields(&self) -> Vec<Key> {
+        self.fields.clone()
+    }
+
+    /// Refuses a mapping to columns that the bundle does not have.
+    pub fn check(&self, fit: &Fit) -> Result<(), Error> {
+        let mut columns = self.config.views.iter().flat_map(|view| view.features.values());
+        match columns.find(|column| fit.column(column).is_none()) {
+            Some(column) => Err(Error::FeastColumn { column: column.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The user with Feast's values at `now_ms` in the place of the bundle's; `None` when Feast has
+    /// none. Calls `damaged` for each value that cannot be used.
+    pub fn record(
+        &self,
+        fit: &Fit,
+        base: UserRow<'_>,
+        replies: &[Reply],
+        now_ms: i64,
+        mut damaged: impl FnMut(),
+    ) -> Option<UserRecord> {
+        let mut replies = replies.iter().map(Reply::as_bytes);
+        let mut record = None;
+        for view in &self.config.views {
+            let time_ms = replies.next().flatten().map(codec::time_ms);
+            if time_ms == Some(None) {
+                damaged();
+            }
+            let lives = time_ms.flatten().is_some_and(|time_ms| {
+                view.ttl_s == 0 || now_ms.saturating_sub(time_ms) <= view.ttl_s as i64 * 1000
+            });
+            for column in view.features.values() {
+                let (Some(bytes), true) = (replies.next().flatten(), lives) else { continue };
+                match (codec::value(bytes), fit.column(column)) {
+                    (Some(value), Some((at, dictionary))) => {
+                        let number = match value {
+                            Value::Null => f32::NAN,
+                            Value::Number(number) => number as f32,
+                            Value::Text(text) => {
+                                dictionary.map_or(f32::NAN, |known| known.feature(Some(&text)))
+                            }
+                        };
+                        record.get_or_insert_with(|| fit.record(base)).set(at, number);
+                    }
+                    (None, _) => damaged(),
+                    (_, None) => {}
+                }
+            }
+        }
+        record
+    }
+}
