@@ -86,13 +86,31 @@ impl IdTable {
     /// The row of an id.
     pub fn find(&self, id: &str) -> Option<u32> {
         let wanted = hash(id);
-        let start = self.hashes.partition_point(|&h| h < wanted);
+        let start = self.first_at_least(wanted);
         self.hashes[start..]
             .iter()
             .zip(&self.rows[start..])
             .take_while(|&(&h, _)| h == wanted)
             .map(|(_, &row)| row)
             .find(|&row| self.id(row) == id)
+    }
+
+    /// The first place whose hash is not below `wanted`. Hashes are uniform, so it is found near
+    /// its share of the table (interpolation search; Knuth, TAOCP 6.2.1): a few accesses to memory
+    /// instead of one for each halving of ten million.
+    fn first_at_least(&self, wanted: u64) -> usize {
+        let n = self.hashes.len();
+        let guess = ((u128::from(wanted) * n as u128) >> 64) as usize;
+        let mut reach = n.isqrt().max(8);
+        loop {
+            let (low, high) = (guess.saturating_sub(reach), (guess + reach).min(n));
+            let above = low == 0 || self.hashes[low - 1] < wanted;
+            let below = high == n || self.hashes[high] >= wanted;
+            if above && below {
+                return low + self.hashes[low..high].partition_point(|&hash| hash < wanted);
+            }
+            reach *= 4;
+        }
     }
 
     /// The id of a row.
@@ -156,6 +174,19 @@ mod tests {
         }
         assert_eq!(table.find("item-1"), None);
         assert_eq!(table.find(""), None);
+    }
+
+    #[test]
+    fn a_hash_is_found_wherever_it_lies() {
+        for hashes in [vec![], vec![0, 0, 1, 2, 3], vec![u64::MAX; 9], (0..500).collect()] {
+            let rows: Vec<u32> = (0..hashes.len() as u32).collect();
+            let ids = Strings::new(std::iter::empty());
+            let table = IdTable { ids, hashes: hashes.clone().into(), rows: rows.into() };
+            for wanted in [0, 1, 2, 77, 499, 500, 1 << 40, u64::MAX] {
+                let expected = hashes.partition_point(|&hash| hash < wanted);
+                assert_eq!(table.first_at_least(wanted), expected, "{wanted} in {hashes:?}");
+            }
+        }
     }
 
     #[test]

@@ -188,6 +188,11 @@ impl Sections {
         Ok(Self { path: path.to_owned(), map, entries })
     }
 
+    /// Asks for the file to be read ahead: for one whose first touch should not wait for a disk.
+    pub fn will_need(&self) {
+        self.map.will_need();
+    }
+
     /// Compares every section with its checksum: reads the whole file.
     pub fn verify(&self) -> Result<(), Error> {
         for entry in &self.entries {

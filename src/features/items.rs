@@ -1,6 +1,7 @@
 //! Item columns: one `f32` a row, named `table.column`, read in place from the bundle; and the rows
 //! that came or changed since, laid over them.
 
+use crate::ffi::mmap;
 use crate::sections::{self, Column, Sections, SectionsWriter};
 use crate::types::ItemIdx;
 
@@ -95,7 +96,7 @@ impl ItemBlock {
         // A stretch of rows at a time, so that what is written stays in the cache.
         const ROWS: usize = 4096;
         let width = columns.len();
-        let mut values = vec![f32::NAN; items.rows() * width];
+        let mut values = mmap::zeros::<f32>(items.rows() * width);
         for (block, rows) in values.chunks_mut((ROWS * width).max(1)).enumerate() {
             for (place, &column) in columns.iter().enumerate() {
                 let column = &items.column(column)[block * ROWS..];

@@ -199,6 +199,7 @@ impl UserTable {
         if history_items.iter().any(|&item| item as usize >= items) {
             return Err(damaged(&format!("history names an item beyond the {items} of the table")));
         }
+        file.will_need();
         Ok(Self {
             values: file.get_exact("values", n * names.columns.len())?,
             ids,

@@ -1,4 +1,4 @@
-//! Bundle files in memory: mapped, or read into huge pages.
+//! Bundle files in memory: mapped, or read into huge pages; and large vectors in huge pages.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -40,6 +40,33 @@ impl Mmap {
         file.read_exact(&mut memory)?;
         Ok(Self(Arc::new(memory.make_read_only()?)))
     }
+
+    /// Asks the system to have the file in its cache soon, so that the first to touch a page does
+    /// not wait for a disk. Returns at once.
+    pub fn will_need(&self) {
+        #[cfg(unix)]
+        if let Err(error) = self.0.advise(memmap2::Advice::WillNeed) {
+            tracing::debug!(%error, "no reading ahead");
+        }
+    }
+}
+
+/// `len` zeros in huge pages where the system has them; see [`Mmap::read`].
+pub fn zeros<T: bytemuck::Zeroable + Clone>(len: usize) -> Vec<T> {
+    let mut values = vec![T::zeroed(); len];
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        let range = values.as_mut_ptr_range();
+        let (start, end) =
+            ((range.start as usize).next_multiple_of(PAGE), range.end as usize / PAGE * PAGE);
+        if start < end {
+            // SAFETY: the pages lie wholly within the vector, which outlives the call; the advice
+            // changes how they are backed, never what they hold.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    values
 }
 
 impl Deref for Mmap {

@@ -1,12 +1,13 @@
 //! Recall in production: some requests are searched again, exactly, off the hot path.
 //!
-//! A request that is drawn leaves its query and what was found in a short queue; one thread compares
+//! Every so often a request is drawn: it leaves its query and what was found in a short queue; one thread compares
 //! that with all passing items and publishes the mean over the last [`WINDOW`] of them. What does not
 //! fit in the queue is not checked: an audit never delays an answer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
@@ -24,9 +25,10 @@ const WINDOW: usize = 200;
 /// Draws requests and checks them.
 pub struct Audit {
     queue: Option<Sender<Sample>>,
-    /// One request in so many is drawn.
-    every: u64,
-    seen: AtomicU64,
+    started: Instant,
+    interval_ms: u64,
+    /// When the next request is drawn, milliseconds since `started`.
+    next_ms: AtomicU64,
 }
 
 struct Sample {
@@ -38,26 +40,31 @@ struct Sample {
 }
 
 impl Audit {
-    /// Starts the thread that checks `share` of the requests; none for 0.
+    /// Starts the thread that checks one request every `interval_ms`; none for 0.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(share: f64) -> std::io::Result<Self> {
-        if share <= 0.0 {
-            return Ok(Self { queue: None, every: 0, seen: AtomicU64::new(0) });
+    pub fn start(interval_ms: u64) -> std::io::Result<Self> {
+        let mut queue = None;
+        if interval_ms > 0 {
+            let (sender, samples) = bounded(QUEUE_MAX);
+            let body = move || check(&samples);
+            std::thread::Builder::new().name("recall-audit".to_owned()).spawn(body)?;
+            queue = Some(sender);
         }
-        let (sender, samples) = bounded(QUEUE_MAX);
-        std::thread::Builder::new()
-            .name("recall-audit".to_owned())
-            .spawn(move || check(&samples))?;
-        let every = (1.0 / share).round().max(1.0) as u64;
-        Ok(Self { queue: Some(sender), every, seen: AtomicU64::new(0) })
+        Ok(Self { queue, started: Instant::now(), interval_ms, next_ms: AtomicU64::new(0) })
     }
 
     /// Draws a request whose candidates have been found, or not.
     pub fn offer(&self, cx: &Context) {
         let Some(queue) = &self.queue else { return };
-        if !self.seen.fetch_add(1, Relaxed).is_multiple_of(self.every) || queue.is_full() {
+        let (now_ms, next_ms) =
+            (self.started.elapsed().as_millis() as u64, self.next_ms.load(Relaxed));
+        let after = now_ms + self.interval_ms;
+        // One of the requests of this moment is drawn; the others see the next time.
+        if now_ms < next_ms
+            || self.next_ms.compare_exchange(next_ms, after, Relaxed, Relaxed).is_err()
+        {
             return;
         }
         let sample = Sample {

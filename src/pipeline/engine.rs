@@ -112,7 +112,7 @@ impl Engine {
         let Parts { bundle, users, item_changes, settings, executor } = parts;
         settings.pipeline.check()?;
         let clock = Clock::starting_at(settings.pipeline.clock_starts_at_ms()?);
-        let audit = Arc::new(Audit::start(settings.pipeline.recall_audit_share)?);
+        let audit = Arc::new(Audit::start(settings.pipeline.recall_audit_interval_ms)?);
         let settings = Arc::new(settings);
         let serving = ArcSwap::from_pointee(Serving::new(1, bundle, settings.clone())?);
         users.check(&serving.load().fit)?;

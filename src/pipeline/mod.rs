@@ -59,9 +59,9 @@ pub struct Config {
     pub candidates: usize,
     /// How long a request may take in all, milliseconds.
     pub deadline_ms: u64,
-    /// Share of the requests whose candidates are checked against exact search, off the hot path;
-    /// 0 checks none.
-    pub recall_audit_share: f64,
+    /// Time between two requests whose candidates are checked against exact search, off the hot
+    /// path; 0 checks none.
+    pub recall_audit_interval_ms: u64,
     pub budgets_us: Budgets,
     /// Names the configuration in answers and logs.
     pub variant: String,
@@ -112,10 +112,6 @@ impl Config {
         }
         if self.deadline_ms == 0 {
             return Err(ConfigError::Zero { key: "pipeline.deadline_ms" });
-        }
-        if !(0.0..=1.0).contains(&self.recall_audit_share) {
-            let (key, value) = ("pipeline.recall_audit_share", self.recall_audit_share);
-            return Err(ConfigError::Range { key, value, rule: "a share from 0 to 1" });
         }
         let (total_us, deadline_ms) = (self.budgets_us.total_us(), self.deadline_ms);
         if total_us > deadline_ms * 1000 {

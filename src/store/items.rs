@@ -46,6 +46,15 @@ pub struct ItemRecord {
     pub image_url: Option<String>,
 }
 
+/// What the rules read of an item of the build: side by side, so that a candidate costs one access
+/// to memory.
+#[derive(Clone, Copy, bytemuck::Zeroable)]
+struct Facts {
+    created_ms: i64,
+    labels: u64,
+    category: u32,
+}
+
 /// All items of a bundle.
 pub struct Items {
     ids: IdTable,
@@ -53,10 +62,8 @@ pub struct Items {
     titles: Strings,
     images: Strings,
     categories: Vec<String>,
-    category: Column<u32>,
+    facts: Vec<Facts>,
     price: Column<f32>,
-    created_ms: Column<i64>,
-    labels: Column<u64>,
     label_names: Vec<String>,
     region_names: Vec<String>,
     in_stock: Bitmap,
@@ -133,33 +140,19 @@ impl Items {
         limit("regions", metadata.regions.len(), REGIONS_MAX)?;
         let ids = IdTable::open("item", &file)?;
         let n = ids.len();
-        let category: Column<u32> = file.get_exact("category", n)?;
-        let categories = metadata.categories.len();
-        let bad = |&(_, &code): &(usize, &u32)| code != NO_CATEGORY && code as usize >= categories;
-        if let Some((row, &code)) = category.iter().enumerate().find(bad) {
-            return Err(Error::Category { path: path.to_owned(), row, code, categories });
-        }
-        // A label that cannot be read might be a blocked one, so such a table serves nobody.
-        let (labels, known) = (file.get_exact::<u64>("labels", n)?, metadata.labels.len());
-        let nameless = u64::MAX.checked_shl(known as u32).unwrap_or(0);
-        if let Some((row, &bits)) =
-            labels.iter().enumerate().find(|(_, bits)| **bits & nameless != 0)
-        {
-            return Err(Error::Labels { path: path.to_owned(), row, bits, labels: known });
-        }
+        let facts = facts(path, &file, n, &metadata)?;
         let bitmap = |name: &str| -> Result<Bitmap, Error> {
             let words = file.get_exact::<u64>(name, n.div_ceil(64))?;
             Ok(Bitmap::from_words(n, words.to_vec()))
         };
+        file.will_need();
         Ok(Self {
             columns: ItemColumns::open(n, metadata.columns, &file)?,
             titles: Strings::open("title", &file)?,
             images: Strings::open("image", &file)?,
             categories: metadata.categories,
-            category,
+            facts,
             price: file.get_exact("price", n)?,
-            created_ms: file.get_exact("created_ms", n)?,
-            labels,
             label_names: metadata.labels,
             in_stock: bitmap("in_stock")?,
             offered: (0..metadata.regions.len())
@@ -299,21 +292,23 @@ impl View<'_> {
     /// The labels of an item as bits.
     #[inline]
     pub fn labels(&self, item: ItemIdx) -> u64 {
-        self.late.get(item).map_or_else(|| self.items.labels[item.row()], |late| late.labels)
+        self.late.get(item).map_or_else(|| self.items.facts[item.row()].labels, |late| late.labels)
     }
 
     /// The category code of an item: a position in [`Items::categories`], or beyond them for one
     /// that the build does not know.
     #[inline]
     pub fn category_code(&self, item: ItemIdx) -> Option<u32> {
-        let built = || Some(self.items.category[item.row()]).filter(|&code| code != NO_CATEGORY);
+        let built =
+            || Some(self.items.facts[item.row()].category).filter(|&code| code != NO_CATEGORY);
         self.content(item).map_or_else(built, |content| content.category_code)
     }
 
     /// When an item was made, epoch milliseconds.
     #[inline]
     pub fn created_ms(&self, item: ItemIdx) -> Option<i64> {
-        let built = || Some(self.items.created_ms[item.row()]).filter(|&time| time != NO_TIME);
+        let built =
+            || Some(self.items.facts[item.row()].created_ms).filter(|&time| time != NO_TIME);
         self.content(item).map_or_else(built, |content| content.created_ms)
     }
 
@@ -370,7 +365,7 @@ impl View<'_> {
             gone: false,
             in_stock: self.items.in_stock.get(item),
             regions: regions.collect(),
-            labels: self.items.labels[item.row()],
+            labels: self.items.facts[item.row()].labels,
             content: None,
             has_live_row: false,
         }
@@ -393,6 +388,29 @@ impl View<'_> {
             bins: Vec::new(),
         }
     }
+}
+
+/// What the rules read, checked: every category and label has a name.
+fn facts(path: &Path, file: &Sections, n: usize, names: &Metadata) -> Result<Vec<Facts>, Error> {
+    let (categories, known) = (names.categories.len(), names.labels.len());
+    let nameless = u64::MAX.checked_shl(known as u32).unwrap_or(0);
+    let category: Column<u32> = file.get_exact("category", n)?;
+    let created_ms: Column<i64> = file.get_exact("created_ms", n)?;
+    let labels: Column<u64> = file.get_exact("labels", n)?;
+    let mut facts = crate::ffi::mmap::zeros::<Facts>(n);
+    for (row, fact) in facts.iter_mut().enumerate() {
+        *fact = Facts { created_ms: created_ms[row], labels: labels[row], category: category[row] };
+        if fact.category != NO_CATEGORY && fact.category as usize >= categories {
+            let (path, code) = (path.to_owned(), fact.category);
+            return Err(Error::Category { path, row, code, categories });
+        }
+        // A label that cannot be read might be a blocked one, so such a table serves nobody.
+        if fact.labels & nameless != 0 {
+            let (path, bits) = (path.to_owned(), fact.labels);
+            return Err(Error::Labels { path, row, bits, labels: known });
+        }
+    }
+    Ok(facts)
 }
 
 fn collect<T>(records: &[ItemRecord], f: impl Fn(&ItemRecord) -> T) -> Vec<T> {

@@ -267,7 +267,7 @@ fn probes_and_metrics_tell_what_happens() {
 
 #[test]
 fn recall_is_measured_on_the_requests_that_come() {
-    let server = Server::start(world(), &[("pipeline.recall_audit_share", "1.0")]);
+    let server = Server::start(world(), &[("pipeline.recall_audit_interval_ms", "1")]);
     assert!(server.metric("shortlist_index_recall").is_nan(), "a recall before any request");
     for user in world().users.iter().take(5) {
         server.recommend(json!({"user_id": user}));
