@@ -173,7 +173,10 @@ impl<R: Row> Log<R> {
         };
         let thread = std::thread::Builder::new()
             .name(format!("log-{}", R::LOG.name()))
-            .spawn(move || writer.run(&receiver))
+            .spawn(move || {
+                crate::ffi::thread::stand_back();
+                writer.run(&receiver)
+            })
             .map_err(|source| Error::Io { path: root, source })?;
         Ok(Self {
             messages: Some(sender),

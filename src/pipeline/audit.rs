@@ -14,8 +14,8 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use super::context::Context;
 use super::serving::Serving;
 use crate::index::{self, Filter, Hit};
-use crate::monitor;
 use crate::types::ItemIdx;
+use crate::{ffi, monitor};
 
 /// Requests that wait to be checked.
 const QUEUE_MAX: usize = 4;
@@ -80,6 +80,7 @@ impl Audit {
 }
 
 fn check(samples: &Receiver<Sample>) {
+    ffi::thread::yield_to_others();
     let (mut scratch, mut exact) = (index::Scratch::default(), Vec::new());
     let mut window = VecDeque::with_capacity(WINDOW);
     for sample in samples {
