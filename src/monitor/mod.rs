@@ -286,7 +286,9 @@ mod tests {
         for (at, stage) in Stage::ALL.iter().enumerate() {
             assert_eq!(*stage as usize, at);
         }
-        assert_eq!(Fallback::ALL.len(), Fallback::UserStoreDown as usize + 1);
+        for (at, kind) in Fallback::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, at);
+        }
     }
 
     #[test]

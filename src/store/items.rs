@@ -490,14 +490,14 @@ mod tests {
     fn a_label_that_cannot_be_read_closes_the_table() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("items.bin");
-        let records = [record("a", &[], &["alcohol"], true), record("b", &[], &[], true)];
+        let records = [record("a", &[], &["x", "y", "z"], true), record("b", &[], &[], true)];
         Items::save(&path, &records, &ItemColumns::new(2)).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
-        let labels: Vec<u8> = [1u64, 0].iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let labels: Vec<u8> = [7u64, 0].iter().flat_map(|bits| bits.to_le_bytes()).collect();
         let at = bytes.windows(16).position(|window| window == labels).unwrap();
-        bytes[at + 8] = 2;
+        bytes[at + 8] = 8;
         std::fs::write(&path, bytes).unwrap();
         let refused = Items::open(&path).err().unwrap().to_string();
-        assert!(refused.contains("item 1 has label bits 0x2, the table has 1 labels"), "{refused}");
+        assert!(refused.contains("item 1 has label bits 0x8, the table has 3 labels"), "{refused}");
     }
 }
