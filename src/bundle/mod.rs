@@ -34,6 +34,7 @@ use crate::features::{
 use crate::forest::{self, Forest};
 use crate::index::{self, Allowed, Index};
 use crate::sections;
+use crate::store::Fit;
 use crate::store::items::{self, Items};
 use crate::towers::{self, MISSING, Towers, UserInput};
 use crate::types::ItemIdx;
@@ -197,6 +198,11 @@ impl Bundle {
     /// The items that a request may get: in stock, in a region by position or anywhere.
     pub fn allowed(&self, region: Option<usize>) -> &Allowed {
         &self.allowed[region.map_or(0, |at| at + 1)]
+    }
+
+    /// What of a user in the store fits this bundle.
+    pub fn fit(&self) -> Fit {
+        Fit::new(self.towers.version(), self.towers.dim(), &self.users, &self.dictionaries)
     }
 
     /// Chooses who evaluates the ranker; a bundle opens with [`RankerEngine::Forest`].

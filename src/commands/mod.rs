@@ -2,7 +2,6 @@
 
 mod bundle;
 mod config;
-#[cfg(feature = "etl")]
 mod features;
 pub mod generate;
 mod health;
@@ -39,8 +38,7 @@ enum Command {
     /// Import CSV, Parquet or JSON files into the canonical tables by a SQL file.
     #[cfg(feature = "etl")]
     Import(import::Args),
-    /// Write or check a feature schema.
-    #[cfg(feature = "etl")]
+    /// Write or check a feature schema; fill Redis with users.
     Features(features::Args),
     /// Run the daily pipeline, or a part of it.
     #[cfg(feature = "etl")]
@@ -80,8 +78,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let config = load()?;
             import::run(&args, &config.offline.sql, &config.import)
         }
-        #[cfg(feature = "etl")]
-        Command::Features(args) => features::run(&args),
+        Command::Features(args) => features::run(&args, load),
         #[cfg(feature = "etl")]
         Command::Pipeline(args) => pipeline::run(&args, &load()?),
         Command::Generate(args) => generate::run(args),

@@ -236,7 +236,7 @@ impl Engine {
         let row = serving.bundle.users.row_of(&user.0);
         let base = serving.bundle.users.user(row);
         let state = self.users.read(&serving.fit, user, base, self.now_ms()).await;
-        let (items, times) = gather::history(&serving, &state, row);
+        let (items, times) = gather::history(&serving.bundle, state.history(), row);
         let table = serving.bundle.items.view();
         let event = |(&item, &time_ms): (&ItemIdx, &i64)| HistoryItem {
             item_id: table.id(item).to_owned(),

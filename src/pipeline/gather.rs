@@ -4,6 +4,7 @@ use super::context::{self, Inputs};
 use super::engine::Request;
 use super::region;
 use super::serving::Serving;
+use crate::bundle::Bundle;
 use crate::store::{Embedding, UserState};
 use crate::types::{ItemId, ItemIdx};
 
@@ -18,7 +19,7 @@ pub fn inputs(
     let bundle = &serving.bundle;
     let user = bundle.users.row_of(&request.user_id.0);
     let (history, history_times_ms) = match &request.history {
-        None => history(serving, state, user),
+        None => history(bundle, state.history(), user),
         Some(inline) => inline_history(serving, inline),
     };
     let shown = state.shown(request.time_ms);
@@ -48,18 +49,16 @@ pub fn inputs(
 }
 
 /// A user's last events, oldest first, with their times: those that the bundle knows, then those
-/// of the store since the bundle was made; all of the store's when the bundle knows none.
-pub fn history(
-    serving: &Serving,
-    state: &UserState,
+/// stored (in any order) since the bundle was made; all that are stored when the bundle knows none.
+pub fn history<'a>(
+    bundle: &Bundle,
+    stored: impl Iterator<Item = (&'a str, i64)>,
     user: Option<u32>,
 ) -> (Vec<ItemIdx>, Vec<i64>) {
-    let bundle = &serving.bundle;
     let (items, times_ms) = bundle.users.user(user).history();
     let since_ms = if items.is_empty() { i64::MIN } else { bundle.manifest.as_of_ms };
     let row_of = |id: &str| bundle.items.find(id);
-    let mut events: Vec<_> = state
-        .history()
+    let mut events: Vec<_> = stored
         .filter(|&(_, time_ms)| time_ms >= since_ms)
         .filter_map(|(id, time_ms)| Some((time_ms, row_of(id)?)))
         .collect();

@@ -45,6 +45,7 @@ pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
 pub use context::{Call, Context, Inputs, Scratch};
 pub use deadline::{Budgets, Deadline};
 pub use engine::{Engine, Error, HistoryItem, Parts, PublishError, Request, StartError};
+pub use gather::history;
 pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges};
 pub use region::{Config as RegionConfig, Location};
 pub use s2_candidates::Config as SourcesConfig;

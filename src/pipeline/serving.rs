@@ -82,9 +82,7 @@ impl Serving {
             remarks.push(Remark::Unlearnt { feature: feature.name.clone() });
         }
         remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
-        let towers = &bundle.towers;
-        let (users, dictionaries) = (&bundle.users, &bundle.dictionaries);
-        let fit = Arc::new(Fit::new(towers.version(), towers.dim(), users, dictionaries));
+        let fit = Arc::new(bundle.fit());
         Ok(Self { number, bundle, settings, context_names, fit, user_region, lists, remarks })
     }
 

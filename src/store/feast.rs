@@ -90,6 +90,17 @@ impl Feast {
         }
     }
 
+    /// Fields and values of a user's hash, true at `time_ms`; the fields of [`Feast::fields`].
+    pub fn hash(&self, fit: &Fit, user: UserRow<'_>, time_ms: i64) -> Vec<(Key, Reply)> {
+        let written = self.config.views.iter().flat_map(|view| {
+            let features = view.features.values();
+            std::iter::once(codec::time_bytes(time_ms))
+                .chain(features.map(|column| codec::value_bytes(&feast_value(fit, user, column))))
+        });
+        let values = written.map(|bytes| Reply::Bytes(bytes.into()));
+        self.fields.iter().cloned().zip(values).collect()
+    }
+
     /// The user with Feast's values at `now_ms` in the place of the bundle's; `None` when Feast has
     /// none. Calls `damaged` for each value that cannot be used.
     pub fn record(
@@ -129,5 +140,16 @@ impl Feast {
             }
         }
         record
+    }
+}
+
+/// A column of a user as Feast keeps it: codes as the strings that they stand for.
+fn feast_value(fit: &Fit, user: UserRow<'_>, column: &str) -> Value {
+    let Some((at, dictionary)) = fit.column(column) else { return Value::Null };
+    let value = user.value(at);
+    match dictionary {
+        _ if value.is_nan() => Value::Null,
+        Some(known) => known.value(value as u32).map_or(Value::Null, |s| Value::Text(s.to_owned())),
+        None => Value::Number(value.into()),
     }
 }

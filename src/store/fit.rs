@@ -79,7 +79,6 @@ impl Fit {
     }
 
     /// The stored value of a user of this bundle's table.
-    #[cfg(test)]
     pub(super) fn feature_bytes(&self, user: UserRow<'_>) -> Vec<u8> {
         let record = self.record(user);
         self.fingerprint.to_le_bytes().into_iter().chain(record.bytes()).collect()

@@ -29,6 +29,9 @@ pub use live::{Config as LiveConfig, List};
 pub use local::Config as LocalConfig;
 pub use log::Config as EmbeddedConfig;
 pub use redis::Config as RedisConfig;
+pub use redis::materialize::{
+    Config as MaterializeConfig, Error as MaterializeError, Materialized, Materializer,
+};
 pub use users::{Config, Error, UserState, Users, UsersIn};
 
 /// Refuses the first of these keys that is zero.

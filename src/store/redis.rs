@@ -29,6 +29,7 @@ use crate::features::UserRow;
 use crate::monitor::{self, Cache, Health, Hit};
 
 mod breaker;
+pub mod materialize;
 mod threads;
 mod writes;
 

@@ -12,7 +12,8 @@ use super::local::{Entry, Local};
 use super::log::Log;
 use super::redis::{Asked, Redis};
 use super::{
-    EmbeddedConfig, Embedding, FeastConfig, Fit, List, LiveConfig, LocalConfig, RedisConfig, list,
+    EmbeddedConfig, Embedding, FeastConfig, Fit, List, LiveConfig, LocalConfig, MaterializeConfig,
+    RedisConfig, list,
 };
 use crate::features::{UserRecord, UserRow};
 use crate::monitor::{self, Cache, Fallback, Health, Hit};
@@ -29,6 +30,7 @@ pub struct Config {
     pub feast: FeastConfig,
     pub local: LocalConfig,
     pub live: LiveConfig,
+    pub materialize: MaterializeConfig,
 }
 
 /// Where users are kept.
@@ -70,6 +72,7 @@ impl Config {
     pub fn check(&self) -> Result<(), Error> {
         self.local.check()?;
         self.live.check()?;
+        self.materialize.check()?;
         match self.users {
             UsersIn::Embedded => self.embedded.check(),
             UsersIn::Redis => self.redis.check(),

@@ -93,6 +93,39 @@ pub fn time_ms(mut bytes: &[u8]) -> Option<i64> {
     Some(time_ms)
 }
 
+/// Writes what [`value`] reads: numbers as Feast's Float32.
+pub fn value_bytes(value: &Value) -> Vec<u8> {
+    match value {
+        Value::Null => Vec::new(),
+        Value::Number(number) => [&[6 << 3 | 5][..], &(*number as f32).to_le_bytes()].concat(),
+        Value::Text(text) => {
+            let mut bytes = vec![2 << 3 | 2];
+            push_varint(&mut bytes, text.len() as u64);
+            bytes.extend_from_slice(text.as_bytes());
+            bytes
+        }
+    }
+}
+
+/// Writes what [`time_ms`] reads.
+pub fn time_bytes(time_ms: i64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let (seconds, nanos) = (time_ms.div_euclid(1000), time_ms.rem_euclid(1000) * 1_000_000);
+    for (field, value) in [(1, seconds), (2, nanos)].into_iter().filter(|&(_, value)| value != 0) {
+        bytes.push(field << 3);
+        push_varint(&mut bytes, value as u64);
+    }
+    bytes
+}
+
+fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
 /// A field of a protobuf message, by its wire type.
 enum Wire<'a> {
     Varint(u64),
@@ -149,41 +182,6 @@ fn murmur3(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Writes what [`value`] reads: numbers as Feast's Float32.
-    fn value_bytes(value: &Value) -> Vec<u8> {
-        match value {
-            Value::Null => Vec::new(),
-            Value::Number(number) => [&[6 << 3 | 5][..], &(*number as f32).to_le_bytes()].concat(),
-            Value::Text(text) => {
-                let mut bytes = vec![2 << 3 | 2];
-                push_varint(&mut bytes, text.len() as u64);
-                bytes.extend_from_slice(text.as_bytes());
-                bytes
-            }
-        }
-    }
-
-    /// Writes what [`time_ms`] reads.
-    fn time_bytes(time_ms: i64) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let (seconds, nanos) = (time_ms.div_euclid(1000), time_ms.rem_euclid(1000) * 1_000_000);
-        for (field, value) in
-            [(1, seconds), (2, nanos)].into_iter().filter(|&(_, value)| value != 0)
-        {
-            bytes.push(field << 3);
-            push_varint(&mut bytes, value as u64);
-        }
-        bytes
-    }
-
-    fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
-        while value >= 0x80 {
-            bytes.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        bytes.push(value as u8);
-    }
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
