@@ -1,11 +1,16 @@
 //! External ids by dense row, readable in place from a mapped file.
 //!
-//! A lookup hashes the id, searches the sorted hashes and compares the string, so a table of ten
-//! million ids opens without building anything. Sections written under a prefix `p`:
+//! A lookup hashes the id, searches the sorted hashes and compares the string. The strings stay in
+//! the file; hashes and rows, which are read at random, are copied into huge pages, with an index of
+//! where the hashes of each prefix begin. Sections written under a prefix `p`:
 //! `p.bytes` (UTF-8, concatenated), `p.ends` (u64, end of each id), `p.hashes` (u64, sorted) and
 //! `p.rows` (u32, the row of each hash).
 
+use crate::ffi::mmap;
 use crate::sections::{self, Column, Sections, SectionsWriter};
+
+/// Ids that share a prefix of the hash, on average: one or two cache lines.
+const IDS_A_PREFIX: usize = 8;
 
 /// Strings by row: a heap of bytes and the end of each.
 #[derive(Clone, Debug)]
@@ -66,8 +71,12 @@ impl Strings {
 #[derive(Clone, Debug)]
 pub struct IdTable {
     ids: Strings,
-    hashes: Column<u64>,
-    rows: Column<u32>,
+    hashes: Vec<u64>,
+    rows: Vec<u32>,
+    /// Bits that a hash is shifted by to get its prefix.
+    shift: u32,
+    /// Where the hashes of each prefix begin; one more at the end.
+    starts: Vec<u32>,
 }
 
 impl IdTable {
@@ -79,38 +88,30 @@ impl IdTable {
         let mut pairs: Vec<(u64, u32)> =
             ids.iter().enumerate().map(|(row, id)| (hash(id), row as u32)).collect();
         pairs.sort_unstable();
-        let (hashes, rows): (Vec<u64>, Vec<u32>) = pairs.into_iter().unzip();
-        Self { ids, hashes: hashes.into(), rows: rows.into() }
+        let (hashes, rows) = pairs.into_iter().unzip();
+        Self::over(ids, hashes, rows)
+    }
+
+    /// Indexes the prefixes of sorted hashes.
+    fn over(ids: Strings, hashes: Vec<u64>, rows: Vec<u32>) -> Self {
+        let bits = (hashes.len() / IDS_A_PREFIX).max(2).ilog2();
+        let shift = u64::BITS - bits;
+        let mut starts = mmap::zeros::<u32>((1 << bits) + 1);
+        hashes.iter().for_each(|hash| starts[(hash >> shift) as usize + 1] += 1);
+        for at in 1..starts.len() {
+            starts[at] += starts[at - 1];
+        }
+        Self { ids, hashes, rows, shift, starts }
     }
 
     /// The row of an id.
     pub fn find(&self, id: &str) -> Option<u32> {
         let wanted = hash(id);
-        let start = self.first_at_least(wanted);
-        self.hashes[start..]
-            .iter()
-            .zip(&self.rows[start..])
-            .take_while(|&(&h, _)| h == wanted)
-            .map(|(_, &row)| row)
-            .find(|&row| self.id(row) == id)
-    }
-
-    /// The first place whose hash is not below `wanted`. Hashes are uniform, so it is found near
-    /// its share of the table (interpolation search; Knuth, TAOCP 6.2.1): a few accesses to memory
-    /// instead of one for each halving of ten million.
-    fn first_at_least(&self, wanted: u64) -> usize {
-        let n = self.hashes.len();
-        let guess = ((u128::from(wanted) * n as u128) >> 64) as usize;
-        let mut reach = n.isqrt().max(8);
-        loop {
-            let (low, high) = (guess.saturating_sub(reach), (guess + reach).min(n));
-            let above = low == 0 || self.hashes[low - 1] < wanted;
-            let below = high == n || self.hashes[high] >= wanted;
-            if above && below {
-                return low + self.hashes[low..high].partition_point(|&hash| hash < wanted);
-            }
-            reach *= 4;
-        }
+        let prefix = (wanted >> self.shift) as usize;
+        let range = self.starts[prefix] as usize..self.starts[prefix + 1] as usize;
+        let equal = self.hashes[range.clone()].iter().zip(&self.rows[range]);
+        let mut rows = equal.filter(|&(&hash, _)| hash == wanted).map(|(_, &row)| row);
+        rows.find(|&row| self.id(row) == id)
     }
 
     /// The id of a row.
@@ -143,9 +144,12 @@ impl IdTable {
     /// Reads what [`IdTable::save`] wrote.
     pub fn open(prefix: &str, file: &Sections) -> Result<Self, sections::Error> {
         let ids = Strings::open(prefix, file)?;
-        let hashes = file.get_exact(&format!("{prefix}.hashes"), ids.len())?;
-        let rows = file.get_exact(&format!("{prefix}.rows"), ids.len())?;
-        Ok(Self { ids, hashes, rows })
+        let hashes: Column<u64> = file.get_exact(&format!("{prefix}.hashes"), ids.len())?;
+        let rows: Column<u32> = file.get_exact(&format!("{prefix}.rows"), ids.len())?;
+        let (mut near_hashes, mut near_rows) = (mmap::zeros(ids.len()), mmap::zeros(ids.len()));
+        near_hashes.copy_from_slice(&hashes);
+        near_rows.copy_from_slice(&rows);
+        Ok(Self::over(ids, near_hashes, near_rows))
     }
 }
 
@@ -177,15 +181,17 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_found_wherever_it_lies() {
-        for hashes in [vec![], vec![0, 0, 1, 2, 3], vec![u64::MAX; 9], (0..500).collect()] {
-            let rows: Vec<u32> = (0..hashes.len() as u32).collect();
-            let ids = Strings::new(std::iter::empty());
-            let table = IdTable { ids, hashes: hashes.clone().into(), rows: rows.into() };
-            for wanted in [0, 1, 2, 77, 499, 500, 1 << 40, u64::MAX] {
-                let expected = hashes.partition_point(|&hash| hash < wanted);
-                assert_eq!(table.first_at_least(wanted), expected, "{wanted} in {hashes:?}");
-            }
+    fn equal_hashes_and_the_ends_of_their_range_are_told_apart_by_the_id() {
+        let names = ["a", "b", "c", "d"];
+        let (of_b, of_d) = (hash("b"), hash("d"));
+        for mut pairs in
+            [vec![(of_b, 0), (of_b, 1), (of_d, 3)], vec![(0, 2), (of_b, 1), (u64::MAX, 3)]]
+        {
+            pairs.sort_unstable();
+            let (hashes, rows) = pairs.into_iter().unzip();
+            let table = IdTable::over(Strings::new(names.into_iter()), hashes, rows);
+            assert_eq!(table.find("b"), Some(1));
+            assert_eq!(table.find("a"), None, "its hash is not there");
         }
     }
 
