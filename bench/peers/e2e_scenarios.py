@@ -233,6 +233,8 @@ def start_server(args, port, replica):
     command = ["taskset", "-c", args.server_core, args.bin, "--config", args.config, "serve"]
     process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(args.seconds * 10):
+        if process.poll() is not None:
+            raise SystemExit(f"the server on port {port} ended with {process.returncode}: is the port free?")
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1).close()
             return process
