@@ -24,7 +24,14 @@ load=$(cargo build --release --locked --bench load --message-format=json 2>/dev/
     sed -n 's/.*"name":"load".*"executable":"\([^"]*\)".*/\1/p')
 
 started=()
-finish() { ((${#started[@]} == 0)) || kill "${started[@]}" 2>/dev/null || true; wait; }
+answers() { [[ $(redis-cli -p "$redis_port" ping 2>/dev/null) == PONG ]]; }
+finish() {
+    # redis-down leaves a Redis that this script did not start.
+    ((redis_is_ours == 0)) || redis-cli -p "$redis_port" shutdown nosave >/dev/null 2>&1 || true
+    ((${#started[@]} == 0)) || kill "${started[@]}" 2>/dev/null || true
+    wait
+}
+redis_is_ours=0
 trap finish EXIT
 
 # A configuration of its own for a world: the generated demo's, with one day's evaluation.
@@ -71,9 +78,11 @@ if [[ ! -d $work/models/bundles ]]; then
 fi
 
 say "Redis and its users"
+answers && die "Redis answers on port $redis_port already: set REDIS_PORT to a free one"
+redis_is_ours=1
 taskset -c 1 redis-server --port "$redis_port" --bind 127.0.0.1 --save "" --appendonly no --dir "$work" >"$work/redis.log" &
 started+=($!)
-until [[ $(redis-cli -p "$redis_port" ping 2>/dev/null) == PONG ]]; do sleep 0.1; done
+until answers; do sleep 0.1; done
 "$binary" --config "$work/shortlist.toml" features materialize --embeddings --histories
 
 # `serve MIN`: the least quality factor; 1 keeps requests whole, and only overload lowers it.
@@ -110,5 +119,4 @@ for scenario in "${scenarios[@]}"; do
     esac
     python3 -u bench/peers/e2e_scenarios.py "$scenario" "${common[@]}" --rate "$peak" "${more[@]}"
 done
-redis-cli -p "$redis_port" shutdown nosave 2>/dev/null || true
 say "Written to $csv"

@@ -135,7 +135,7 @@ class Redis:
         until()
         command = ["taskset", "-c", self.core, "redis-server", "--port", str(self.port), "--bind", "127.0.0.1",
                    "--save", "", "--appendonly", "no"]
-        self.pid = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True).pid
+        self.pid = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True).pid
 
 
 def redis_down(args, record):
