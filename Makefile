@@ -2,7 +2,7 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check demo clean-demo serve bench-forest bench-index fuzz sanitize
+.PHONY: help setup build test check demo clean-demo serve bench-forest bench-index bench-e2e fuzz sanitize
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench-forest: ## the forest evaluator beside LightGBM and lleaves -> bench/recor
 
 bench-index: ## the index beside FAISS on the same vectors -> bench/record/index.csv (WORKS="synthetic-1m ...")
 	@tools/bench-index.sh
+
+bench-e2e: ## the server under load -> bench/record/e2e.csv (ITEMS, USERS, SCENARIOS; hours at 10M items)
+	@tools/bench-e2e.sh
 
 fuzz: ## mutate index files and forest texts for FUZZ_S=600 seconds each
 	@tools/fuzz.sh

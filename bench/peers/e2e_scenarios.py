@@ -1,0 +1,304 @@
+"""What happens to a server under load: overload, Redis that fails, bundles that change, a restart.
+
+    overload    three times the rate for a minute, beside a small steady load that shows the recovery
+    redis-down  hung, slowed, killed and restarted empty, at half the rate; Redis is empty afterwards
+    swap        two names of one bundle take turns at half the rate
+    nginx       two servers behind nginx with config/nginx/shortlist.conf; one restarts at half the rate
+
+`--rate` is the rate at saturation that e2e.py found. All but `nginx` expect a server that is ready.
+Figures come from the generator's timeline, second by second.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import re
+import signal
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import e2e
+
+WARMUP_S = 2
+OVERLOAD = 3.0
+# Before and after what is done to the server.
+STEADY_S = 10
+# "Back to normal" is a second with p99 at most so many times the steady one.
+NORMAL = 2.0
+
+
+class Timeline:
+    """A generator in the background; afterwards its seconds as dictionaries, and its totals."""
+
+    def __init__(self, args, rate, seconds, *more):
+        self.file = tempfile.NamedTemporaryFile(suffix=".csv")
+        command = e2e.load_command(args, rate, seconds, "--timeline", self.file.name, "--warmup-seconds", WARMUP_S, *more)
+        self.begin = time.monotonic() + WARMUP_S
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+
+    def now_s(self):
+        return time.monotonic() - self.begin
+
+    def wait_until(self, second):
+        time.sleep(max(0.0, second - self.now_s()))
+
+    def finish(self):
+        out, _ = self.process.communicate()
+        if self.process.returncode:
+            raise SystemExit(f"the generator ended with {self.process.returncode}")
+        self.totals = json.loads(out)
+        with open(self.file.name) as file:
+            self.seconds = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return self
+
+    def p99_ms(self, first, end):
+        return statistics.median(second["p99_ms"] for second in self.seconds[int(first):int(end)])
+
+    def worst_ms(self, first, end):
+        return max(second["p99_ms"] for second in self.seconds[int(first):int(end)])
+
+    def sum(self, key, first=0, end=None):
+        return sum(second[key] for second in self.seconds[int(first):end if end is None else int(end)])
+
+    def failed(self):
+        return sum(count for status, count in self.totals["status"].items() if status != "200") + self.totals["errors"]
+
+    def recovery_s(self, since, end, steady_ms):
+        """Seconds from `since` until p99 is normal and stays so; all of them if it never does."""
+        slow = [at for at in range(int(since), int(end)) if self.seconds[at]["p99_ms"] > NORMAL * steady_ms]
+        return slow[-1] + 1 - since if slow else 0
+
+
+def overload(args, record):
+    length = args.seconds
+    before = e2e.memory_gib(args.pid)
+    base_rate = args.rate / 2
+    base = Timeline(args, base_rate, length + 3 * STEADY_S)
+    base.wait_until(STEADY_S - WARMUP_S)
+    more = Timeline(args, OVERLOAD * args.rate - base_rate, length, "--seed", 2)
+    more.finish()
+    after = e2e.memory_gib(args.pid)
+    base.finish()
+    first = STEADY_S + 1
+    steady_ms = base.p99_ms(0, STEADY_S - WARMUP_S)
+    good = more.totals["good_rps"] + base.sum("good", first, first + length - 1) / (length - 1)
+    ended = STEADY_S + length
+    setting = f"{OVERLOAD:g}x {length} s"
+    record.add(setting, {"goodput_share": good / args.rate}, "of the peak")
+    record.add(setting, {"admitted_p99_ms": more.totals["latency_ms"]["p99"], "p99_ms_before": steady_ms}, "ms")
+    record.add(setting, {"recovery_s": base.recovery_s(ended, len(base.seconds), steady_ms)}, "s")
+    record.add(setting, {f"{key}_growth": after[key] - before[key] for key in after}, "GiB")
+    record.add(setting, {"errors": more.totals["errors"] + base.totals["errors"]}, "requests")
+
+
+class Redis:
+    """The Redis on a port of this machine, and how it fails."""
+
+    def __init__(self, port, core):
+        self.port, self.core = port, core
+        info = subprocess.check_output(["redis-cli", "-p", str(port), "info", "server"], text=True)
+        self.pid = int(re.search(r"process_id:(\d+)", info)[1])
+
+    def hung(self, until):
+        os.kill(self.pid, signal.SIGSTOP)
+        until()
+        os.kill(self.pid, signal.SIGCONT)
+
+    def slowed(self, until):
+        """Stopped for four fifths of the time, 20 ms at once: longer than a read may take."""
+        done = threading.Event()
+
+        def stutter():
+            while not done.is_set():
+                os.kill(self.pid, signal.SIGSTOP)
+                time.sleep(0.02)
+                os.kill(self.pid, signal.SIGCONT)
+                time.sleep(0.005)
+
+        thread = threading.Thread(target=stutter)
+        thread.start()
+        until()
+        done.set()
+        thread.join()
+
+    def killed(self, until):
+        """And started again with nothing in it; the new one outlives the measurement."""
+        os.kill(self.pid, signal.SIGKILL)
+        until()
+        command = ["taskset", "-c", self.core, "redis-server", "--port", str(self.port), "--bind", "127.0.0.1",
+                   "--save", "", "--appendonly", "no"]
+        self.pid = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True).pid
+
+
+def redis_down(args, record):
+    redis = Redis(args.redis_port, args.load_core)
+    phases = [("hung", redis.hung), ("slowed", redis.slowed), ("killed, restarted empty", redis.killed)]
+    each = STEADY_S + args.seconds
+    end = len(phases) * each + STEADY_S
+    line = Timeline(args, args.rate / 2, end)
+    for at, (_, fail) in enumerate(phases):
+        begin = at * each + STEADY_S
+        line.wait_until(begin)
+        fail(lambda: line.wait_until(begin + args.seconds))
+    line.finish()
+    steady_ms = line.p99_ms(0, STEADY_S)
+    record.add("steady", {"p99_ms": steady_ms}, "ms")
+    for at, (name, _) in enumerate(phases):
+        begin, back = at * each + STEADY_S, (at + 1) * each
+        figures = {"errors": line.sum("errors", begin, back + STEADY_S) + line.sum("refused", begin, back + STEADY_S),
+                   "degraded": line.sum("degraded", begin, back)}
+        record.add(name, figures, "requests")
+        record.add(name, {"p99_ms": line.worst_ms(begin, back)}, "ms")
+        record.add(name, {"recovery_s": line.recovery_s(back, back + STEADY_S, steady_ms)}, "s")
+
+
+def serving(args):
+    body = json.dumps({"user_id": "u0000001"}).encode()
+    request = urllib.request.Request(args.url, body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)["bundle_version"]
+
+
+def second_name(registry, version):
+    """The bundle under another version: links to its files, and a manifest of its own."""
+    other = f"{version}-again"
+    source, target = registry / "bundles" / version, registry / "bundles" / other
+    if not target.exists():
+        target.mkdir()
+        for path in source.iterdir():
+            if path.name != "manifest.json":
+                os.link(path, target / path.name)
+        manifest = json.loads((source / "manifest.json").read_text())
+        (target / "manifest.json").write_text(json.dumps(manifest | {"bundle_version": other}))
+    return other
+
+
+def roll_out(registry, version):
+    """Says which bundle is to serve; under its name only when it is whole."""
+    rollout = registry / "rollout"
+    last = max((int(path.stem) for path in rollout.glob("*.json")), default=0)
+    partial = rollout / "next"
+    partial.write_text(json.dumps({"bundle": version, "percent": 100, "reason": "bench-e2e"}))
+    partial.rename(rollout / f"{last + 1}.json")
+
+
+def swap(args, record):
+    first = serving(args)
+    names = [second_name(args.registry, first), first]
+    lines, steady, loading, swapped = [], [], [], []
+    length = args.seconds
+    for turn in range(args.swaps):
+        version = names[turn % 2]
+        line = Timeline(args, args.rate / 2, STEADY_S + length, "--seed", turn)
+        line.wait_until(STEADY_S)
+        roll_out(args.registry, version)
+        while serving(args) != version:
+            if line.now_s() > STEADY_S + length - 1:
+                raise SystemExit(f"no swap within {length} s: give more --seconds")
+            time.sleep(0.05)
+        at = int(line.now_s())
+        lines.append(line.finish())
+        steady.append(line.p99_ms(0, STEADY_S))
+        loading.append(line.worst_ms(STEADY_S, max(at, STEADY_S + 1)))
+        # The change itself may have been just before the turn of a second.
+        swapped.append(line.worst_ms(at - 1, at + 1))
+        length = max(2 * (at - STEADY_S), 10)
+    setting = f"{args.swaps} swaps"
+    record.add(setting, {"failed": sum(line.failed() for line in lines)}, "requests")
+    record.add(setting, {"p99_ms_steady": statistics.median(steady), "p99_ms_loading": statistics.median(loading),
+                         "p99_ms_swap": statistics.median(swapped), "p99_ms_swap_worst": max(swapped)}, "ms")
+
+
+@contextlib.contextmanager
+def stopped_after(process):
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def start_server(args, port, replica):
+    """A server, once it is ready."""
+    settings = {"SHORTLIST__SERVER__PORT": str(port), "SHORTLIST__EVENTS__REPLICA": replica,
+                "SHORTLIST__SERVER__DRAIN_MS": "1000"}
+    command = ["taskset", "-c", args.server_core, args.bin, "--config", args.config, "serve"]
+    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(args.seconds * 10):
+        if process.poll() is not None:
+            raise SystemExit(f"the server on port {port} ended with {process.returncode}: is the port free?")
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1).close()
+            return process
+        time.sleep(0.1)
+    process.kill()
+    raise SystemExit(f"the server on port {port} is not ready after {args.seconds} s: give more --seconds")
+
+
+def nginx(args, record):
+    front, ports = args.nginx_port, [args.nginx_port + 1, args.nginx_port + 2]
+    text = pathlib.Path("config/nginx/shortlist.conf").read_text()
+    for shipped, own in zip((8080, 8081, 8082), (front, *ports)):
+        text = text.replace(f"127.0.0.1:{shipped}", f"127.0.0.1:{own}")
+    args.url = f"http://127.0.0.1:{front}/v1/recommendations"
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as home:
+        path = pathlib.Path(home) / "nginx.conf"
+        path.write_text(f"daemon off; pid {home}/pid; error_log {home}/error.log;\nevents {{}}\n"
+                        f"http {{ client_body_temp_path {home}/body; proxy_temp_path {home}/proxy;\n"
+                        f"fastcgi_temp_path {home}/f; uwsgi_temp_path {home}/u; scgi_temp_path {home}/s;\n{text} }}\n")
+        servers = [stack.enter_context(stopped_after(start_server(args, port, f"bench{port}"))) for port in ports]
+        command = ["taskset", "-c", args.load_core, args.nginx, "-p", home, "-c", str(path)]
+        stack.enter_context(stopped_after(subprocess.Popen(command)))
+        time.sleep(1)
+        line = Timeline(args, args.rate / 2, 2 * STEADY_S + args.seconds)
+        line.wait_until(STEADY_S)
+        servers[0].terminate()
+        servers[0].wait()
+        stack.enter_context(stopped_after(start_server(args, ports[0], f"bench{ports[0]}")))
+        again = line.now_s()
+        line.finish()
+    if again > STEADY_S + args.seconds:
+        raise SystemExit(f"the restart took {again - STEADY_S:.0f} s: give more --seconds")
+    record.add("restart", {"failed": line.failed(), "sent": line.sum("sent")}, "requests")
+    record.add("restart", {"p99_ms": line.worst_ms(STEADY_S, again + 1), "p99_ms_before": line.p99_ms(0, STEADY_S)}, "ms")
+    record.add("restart", {"away_s": again - STEADY_S}, "s")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(required=True)
+    for name, run, seconds in (("overload", overload, 60), ("redis-down", redis_down, 10), ("swap", swap, 120), ("nginx", nginx, 60)):
+        command = commands.add_parser(name)
+        e2e.arguments(command)
+        command.set_defaults(run=run, work=name)
+        command.add_argument("--rate", type=float, required=True, help="at saturation")
+        command.add_argument("--seconds", type=int, default=seconds, help="of the overload, a failure, a swap or a restart")
+        if run is overload:
+            command.add_argument("--pid", type=int, required=True, help="the server's process")
+        if run is redis_down:
+            command.add_argument("--redis-port", type=int, required=True)
+        if run is swap:
+            command.add_argument("--registry", type=pathlib.Path, required=True)
+            command.add_argument("--swaps", type=int, default=20)
+        if run is nginx:
+            command.add_argument("--bin", required=True, help="shortlist")
+            command.add_argument("--config", required=True)
+            command.add_argument("--nginx", default="/usr/sbin/nginx")
+            command.add_argument("--nginx-port", type=int, default=8390, help="and the two after it for the servers")
+            command.add_argument("--server-core", default="0")
+    args = parser.parse_args()
+    record = e2e.Record(args)
+    args.run(args, record)
+    record.write()
+
+
+if __name__ == "__main__":
+    main()
