@@ -19,7 +19,8 @@ import uuid
 TICKS_S = os.sysconf("SC_CLK_TCK")
 # A rate is sustained if this share is answered in time and p99 stays below --p99-ms.
 GOOD_SHARE = 0.99
-# A step whose requests left later than this (p99) says something of the generator: it is tried again.
+# A step whose requests left later than this (p99) says something of the generator: it is tried again,
+# and so is one that failed.
 LATE_MS = 5.0
 TRIES = 2
 # A step of the search for saturation, and the precision of its end.
@@ -110,7 +111,8 @@ def saturation(args):
             totals = load(args, rate, args.step_s)
             ms, late_ms = totals["latency_ms"], totals["send_late_ms"]["p99"]
             print(f"{rate:8.0f}/s  p50 {ms['p50']:.2f} ms  p99 {ms['p99']:.2f} ms  late {late_ms:.2f} ms", flush=True)
-            if late_ms <= LATE_MS:
+            # One stall of a shared machine is not what the server can do: a failed step has a second try.
+            if late_ms <= LATE_MS and sustained(args, totals):
                 break
         tried.append((rate, totals))
         return sustained(args, totals)
