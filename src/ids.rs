@@ -1,8 +1,8 @@
-//! External ids by dense row, readable in place from a mapped file.
+//! External ids by dense row.
 //!
-//! A lookup hashes the id, searches the sorted hashes and compares the string. The strings stay in
-//! the file; hashes and rows, which are read at random, are copied into huge pages, with an index of
-//! where the hashes of each prefix begin. Sections written under a prefix `p`:
+//! A lookup hashes the id, searches the sorted hashes and compares the string. All of it is read at
+//! random by every request, so it is copied into huge pages, with an index of where the hashes of
+//! each prefix begin. Sections written under a prefix `p`:
 //! `p.bytes` (UTF-8, concatenated), `p.ends` (u64, end of each id), `p.hashes` (u64, sorted) and
 //! `p.rows` (u32, the row of each hash).
 
@@ -61,8 +61,8 @@ impl Strings {
     /// Reads what [`Strings::save`] wrote.
     pub fn open(prefix: &str, file: &Sections) -> Result<Self, sections::Error> {
         Ok(Self {
-            bytes: file.get(&format!("{prefix}.bytes"))?,
-            ends: file.get(&format!("{prefix}.ends"))?,
+            bytes: file.keep(&format!("{prefix}.bytes"))?,
+            ends: file.keep(&format!("{prefix}.ends"))?,
         })
     }
 }

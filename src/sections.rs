@@ -253,13 +253,38 @@ impl Sections {
         Ok(column)
     }
 
+    /// As [`Sections::get`], in memory of its own: for what a request reads. Where the system is
+    /// short of memory it takes pages of mapped files back, and whoever reads one waits for a disk.
+    pub fn keep<T: AnyBitPattern + NoUninit>(&self, name: &str) -> Result<Column<T>, Error> {
+        let Column::Mapped { range, .. } = self.get::<T>(name)? else {
+            unreachable!("a section lies in its file")
+        };
+        if range.is_empty() {
+            return Ok(Column::Owned(Vec::new()));
+        }
+        let bytes = range.len();
+        let copy = Mmap::read_range(&self.path, range)
+            .map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        Ok(Column::Mapped { map: copy, range: 0..bytes, element: PhantomData })
+    }
+
+    /// As [`Sections::keep`], refused unless it holds exactly `count` elements.
+    pub fn keep_exact<T: AnyBitPattern + NoUninit>(
+        &self,
+        name: &str,
+        count: usize,
+    ) -> Result<Column<T>, Error> {
+        self.get_exact::<T>(name, count)?;
+        self.keep(name)
+    }
+
     /// The file this was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// A slice that is either owned or lies in a mapped file; reads as `&[T]`.
+/// A slice that is either owned or lies in a map; reads as `&[T]`.
 #[derive(Clone, Debug)]
 pub enum Column<T> {
     Owned(Vec<T>),
@@ -273,6 +298,15 @@ impl<T: AnyBitPattern + NoUninit> Deref for Column<T> {
         match self {
             Column::Owned(values) => values,
             Column::Mapped { map, range, .. } => bytemuck::cast_slice(&map[range.clone()]),
+        }
+    }
+}
+
+impl<T> Column<T> {
+    /// Gives the pages of the mapped file that it lies in back until they are read again.
+    pub fn let_go(&self) {
+        if let Column::Mapped { map, range, .. } = self {
+            map.let_go(range.clone());
         }
     }
 }
@@ -362,6 +396,13 @@ mod tests {
         assert!(matches!(file.get::<u64>("ids"), Err(Error::Element { .. })));
         assert!(matches!(file.get_exact::<u32>("ids", 4), Err(Error::Count { .. })));
         assert!(matches!(file.get::<u32>("absent"), Err(Error::Missing { .. })));
+        let mapped = file.get::<f32>("x").unwrap();
+        mapped.let_go();
+        let kept = file.keep_exact::<f32>("x", 3).unwrap();
+        kept.let_go();
+        assert_eq!((&*mapped, &*kept), (&[1.5, 2.5, 3.5][..], &[1.5, 2.5, 3.5][..]));
+        assert!(file.keep::<u8>("empty").unwrap().is_empty());
+        assert!(matches!(file.keep_exact::<f32>("x", 4), Err(Error::Count { .. })));
     }
 
     #[test]

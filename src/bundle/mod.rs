@@ -168,6 +168,7 @@ impl Bundle {
         let plan = Plan::new(&schema, &users, items.columns())?;
         let rows = plan.request_rows(items.columns());
         let ranking = Ranking::new(&ranker, &plan, items.columns())?;
+        items.columns().let_go();
         let tower_user = TowerUser::new(&manifest.tower_inputs, users.columns())?;
         let tower_item =
             live_items::TowerItem::new(&manifest.tower_inputs, items.columns().names())?;

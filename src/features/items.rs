@@ -75,6 +75,12 @@ impl ItemColumns {
             .collect::<Result<_, _>>()?;
         Ok(Self { rows, names, values })
     }
+
+    /// Gives back the memory of columns that lie in a file, until they are read again: for when
+    /// their rows have been gathered ([`ItemBlock`]).
+    pub fn let_go(&self) {
+        self.values.iter().for_each(Column::let_go);
+    }
 }
 
 /// Rows that stand instead of those of [`ItemColumns`], or beyond them.

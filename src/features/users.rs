@@ -169,6 +169,7 @@ impl UserTable {
     /// When a section is missing, or counts, offsets or item rows do not fit together.
     pub fn open(path: &std::path::Path, items: usize) -> Result<Self, sections::Error> {
         let file = Sections::open(path)?;
+        file.will_need();
         let damaged = |what: &str| sections::Error::Table {
             path: path.to_owned(),
             what: format!("users: {what}"),
@@ -182,26 +183,25 @@ impl UserTable {
         };
         let mut maps = Vec::new();
         for at in 0..names.maps.len() {
-            let ends = file.get_exact(&format!("m.{at}.ends"), n)?;
-            let keys = file.get::<u32>(&format!("m.{at}.keys"))?;
-            let values = file.get_exact(&format!("m.{at}.values"), keys.len())?;
+            let ends = file.keep_exact(&format!("m.{at}.ends"), n)?;
+            let keys = file.keep::<u32>(&format!("m.{at}.keys"))?;
+            let values = file.keep_exact(&format!("m.{at}.values"), keys.len())?;
             if !ends_ok(&ends, keys.len()) {
                 return Err(damaged(&format!("map `{}` has offsets out of order", names.maps[at])));
             }
             maps.push(MapColumn { ends, keys, values });
         }
-        let history_ends = file.get_exact("history.ends", n)?;
-        let history_items = file.get::<u32>("history.items")?;
-        let history_times_ms = file.get_exact("history.times_ms", history_items.len())?;
+        let history_ends = file.keep_exact("history.ends", n)?;
+        let history_items = file.keep::<u32>("history.items")?;
+        let history_times_ms = file.keep_exact("history.times_ms", history_items.len())?;
         if !ends_ok(&history_ends, history_items.len()) {
             return Err(damaged("history has offsets out of order"));
         }
         if history_items.iter().any(|&item| item as usize >= items) {
             return Err(damaged(&format!("history names an item beyond the {items} of the table")));
         }
-        file.will_need();
         Ok(Self {
-            values: file.get_exact("values", n * names.columns.len())?,
+            values: file.keep_exact("values", n * names.columns.len())?,
             ids,
             columns: names.columns,
             map_names: names.maps,

@@ -1,8 +1,9 @@
 //! Items in memory: what filters, rules and the answer read of an item, and its feature columns.
 //!
-//! `items.bin` is one section file: ids, feature columns, display strings, filter bitmaps. It is
-//! mapped, so the display strings of ten million items cost memory only when they are shown. What
-//! came or changed since lies over it ([`Late`]); a request reads both through one [`View`].
+//! `items.bin` is one section file: ids, feature columns, display strings, filter bitmaps. What a
+//! request reads is copied into memory, the feature columns stay mapped: of those, requests read
+//! the rows that the plan gathers. What came or changed since lies over it ([`Late`]); a request
+//! reads both through one [`View`].
 
 mod late;
 
@@ -134,6 +135,7 @@ impl Items {
     /// Maps what [`Items::save`] wrote and checks that the parts fit.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = Sections::open(path)?;
+        file.will_need();
         let metadata: Metadata = serde_json::from_slice(&file.get::<u8>("metadata")?)
             .map_err(|source| Error::Metadata { path: path.to_owned(), source })?;
         limit("labels", metadata.labels.len(), LABELS_MAX)?;
@@ -145,14 +147,13 @@ impl Items {
             let words = file.get_exact::<u64>(name, n.div_ceil(64))?;
             Ok(Bitmap::from_words(n, words.to_vec()))
         };
-        file.will_need();
         Ok(Self {
             columns: ItemColumns::open(n, metadata.columns, &file)?,
             titles: Strings::open("title", &file)?,
             images: Strings::open("image", &file)?,
             categories: metadata.categories,
             facts,
-            price: file.get_exact("price", n)?,
+            price: file.keep_exact("price", n)?,
             label_names: metadata.labels,
             in_stock: bitmap("in_stock")?,
             offered: (0..metadata.regions.len())

@@ -44,7 +44,7 @@ impl Towers {
         Ok(writer.finish()?)
     }
 
-    /// Opens and validates a towers file; the large arrays stay in the map.
+    /// Opens and validates a towers file.
     ///
     /// # Errors
     /// When the file is damaged, of another format, inconsistent, or holds a value that is not
@@ -56,13 +56,13 @@ impl Towers {
         let shape = Shape::from_words(path, &file.get::<u32>("towers.shape")?, pools)?;
         let layout = shape.layout();
         let table = |(index, &(rows, dim)): (usize, &(usize, usize))| {
-            let values = file.get_exact::<f32>(&format!("table.{index}"), rows * dim)?;
+            let values = file.keep_exact::<f32>(&format!("table.{index}"), rows * dim)?;
             Ok(Table { dim, values })
         };
         let tables = layout.tables.iter().enumerate().map(table).collect::<Result<_, Error>>()?;
         let network = |name: &str, input: usize| -> Result<Mlp, Error> {
             let sizes = shape.sizes(input);
-            let params = file.get_exact::<f32>(name, Mlp::param_count(&sizes))?;
+            let params = file.keep_exact::<f32>(name, Mlp::param_count(&sizes))?;
             Ok(Mlp { sizes, params })
         };
         let standard = |side: &str, width: u32| -> Result<Standard, Error> {
@@ -77,8 +77,8 @@ impl Towers {
             user: network("mlp.user", layout.user_input)?,
             item_standard: standard("item", shape.item_dense)?,
             user_standard: standard("user", shape.user_dense)?,
-            id_row: file.get_exact("items.id_row", items)?,
-            item_code_row: file.get_exact("items.code_row", items * shape.item_codes.len())?,
+            id_row: file.keep_exact("items.id_row", items)?,
+            item_code_row: file.keep_exact("items.code_row", items * shape.item_codes.len())?,
             version: String::new(),
             tables,
             layout,
