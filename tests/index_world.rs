@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use shortlist::commands::generate::world::{DIM, REGIONS, Setting, World};
-use shortlist::index::audit::{exact_search, recall};
+use shortlist::index::audit::{exact_search, recall, scores};
 use shortlist::index::{
     Allowed, Bitmap, Codes, Config, Filter, HnswConfig, Index, IvfIndex, Kind, Rerank, Scratch,
 };
@@ -98,7 +98,7 @@ fn measure<'a>(
         let since = Instant::now();
         index.search(query, K, &filter, &mut scratch, &mut found);
         us.push(since.elapsed().as_secs_f64() * 1e6);
-        recalls.push(recall(&found, &exact));
+        recalls.push(recall(scores(rows, query, &found), &exact));
     }
     us.sort_by(f64::total_cmp);
     (recalls.iter().sum::<f64>() / recalls.len() as f64, us[us.len() / 2])

@@ -84,6 +84,8 @@ taskset -c 1 redis-server --port "$redis_port" --bind 127.0.0.1 --save "" --appe
 started+=($!)
 until answers; do sleep 0.1; done
 "$binary" --config "$work/shortlist.toml" features materialize --embeddings --histories
+# 2026-01-15 08:00, an hour before the server's clock starts.
+python3 bench/peers/e2e_users.py --port "$redis_port" --users "$users" --items "$items" --time-ms 1768464000000
 
 # `serve MIN`: the least quality factor; 1 keeps requests whole, and only overload lowers it.
 serve() {
@@ -100,11 +102,12 @@ stop() { kill "$server" 2>/dev/null && wait "$server" || true; }
 mkdir -p bench/record
 csv=$root/bench/record/e2e.csv
 rm -f "$csv"
-common=(--load "$load" --users "$users" --csv "$csv" --run-id "$(date +%s | sha256sum | head -c 8)"
+# One user in a hundred is not in Redis.
+common=(--load "$load" --users "$((users * 100 / 99))" --csv "$csv" --run-id "$(date +%s | sha256sum | head -c 8)"
     --url "http://127.0.0.1:$port/v1/recommendations")
 say "Saturation, and half of it"
 serve 1.0
-python3 -u bench/peers/e2e.py "${common[@]}" --work "$name" --pid "$server"
+python3 -u bench/peers/e2e.py "${common[@]}" --work "$name" --pid "$server" --plot "${csv%.csv}.svg"
 peak=$(awk -F, '$5 == "rps_per_core" { print $6 }' "$csv")
 
 for scenario in "${scenarios[@]}"; do

@@ -10,10 +10,13 @@ import collections
 import csv
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
+import re
 import subprocess
+import urllib.request
 import uuid
 
 TICKS_S = os.sysconf("SC_CLK_TCK")
@@ -39,6 +42,32 @@ def thread_seconds(pid):
         user, system = fields.split()[11:13]
         found[name.rstrip("0123456789").rstrip("-")] += (int(user) + int(system)) / TICKS_S
     return found
+
+
+def stolen_ticks():
+    """Ticks for which the host ran something else on any core of this machine."""
+    return int(pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+
+
+def counters(url):
+    """The server's metrics: name with labels -> value."""
+    with urllib.request.urlopen(url.split("/v1/", 1)[0] + "/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line and line[0] != "#")}
+
+
+def stages_and_hits(before, after):
+    """Mean microseconds by stage, and the share of hits by cache, between two looks at the metrics."""
+    grown = collections.defaultdict(float, {name: value - before.get(name, 0.0) for name, value in after.items()})
+    stages, hits = {}, {}
+    for name in after:
+        if match := re.fullmatch(r'shortlist_stage_seconds_sum{stage="(\w+)"}', name):
+            count = grown[name.replace("_sum{", "_count{")]
+            stages[f"stage_us_{match[1]}"] = grown[name] * 1e6 / max(count, 1)
+        if match := re.fullmatch(r'shortlist_cache_lookups_total{cache="(\w+)",result="hit"}', name):
+            asked = sum(value for other, value in grown.items() if other.startswith(name.split(",")[0]) and "skipped" not in other)
+            hits[f"hit_rate_{match[1]}"] = grown[name] / max(asked, 1)
+    return stages, hits
 
 
 def memory_gib(pid):
@@ -129,14 +158,47 @@ def saturation(args):
 
 
 def cpu_us(args, rate):
-    """Totals at a rate, and CPU microseconds a request by thread name."""
-    before = thread_seconds(args.pid)
+    """Totals at a rate, CPU microseconds a request by thread name, time by stage, and hit rates."""
+    metrics, before = counters(args.url), thread_seconds(args.pid)
     totals = load(args, rate, args.measure_s)
-    after = thread_seconds(args.pid)
+    after, metrics_after = thread_seconds(args.pid), counters(args.url)
     # The generator's two seconds of warm-up cost CPU too.
     requests = totals["offered_rps"] * (totals["seconds"] + 2)
     used = {name: (after[name] - before[name]) * 1e6 / requests for name in after}
-    return totals, {name: us for name, us in used.items() if us >= 0.1} | {"all": sum(used.values())}
+    cpu = {name: us for name, us in used.items() if us >= 0.1} | {"all": sum(used.values())}
+    return totals, cpu, *stages_and_hits(metrics, metrics_after)
+
+
+def plot(tried, title):
+    """Latency over rate, both as they were tried; milliseconds in powers of ten."""
+    width, height, left, bottom = 640, 360, 60, 40
+    keys = {"p50": "#2a7", "p99": "#e80", "p99.9": "#c33"}
+    points = sorted((totals["achieved_rps"], totals["latency_ms"]) for _, totals in tried)
+    right = points[-1][0] * 1.05
+    values = [ms[key] for _, ms in points for key in keys]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+
+    def x(rate):
+        return left + (width - left - 20) * rate / right
+
+    def y(ms):
+        return height - bottom - (height - bottom - 40) * (math.log10(ms) - low) / (high - low)
+
+    out = [f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' font-family='sans-serif' font-size='12'>",
+           f"<rect width='100%' height='100%' fill='white'/><text x='{left}' y='20' font-size='14'>{title}</text>"]
+    for power in range(low, high + 1):
+        at = y(10.0**power)
+        out.append(f"<path d='M{left} {at:.1f}H{width - 20}' stroke='#ddd'/><text x='{left - 8}' y='{at + 4:.1f}' text-anchor='end'>{10.0**power:g} ms</text>")
+    step = 10 ** math.floor(math.log10(right))
+    for rate in range(0, int(right) + 1, max(step // 4, 1)):
+        out.append(f"<text x='{x(rate):.1f}' y='{height - bottom + 18}' text-anchor='middle'>{rate}</text>")
+    out.append(f"<text x='{width - 20}' y='{height - 6}' text-anchor='end'>requests/s</text>")
+    for at, (key, colour) in enumerate(keys.items()):
+        line = " ".join(f"{x(rate):.1f},{y(ms[key]):.1f}" for rate, ms in points)
+        out.append(f"<polyline points='{line}' fill='none' stroke='{colour}' stroke-width='2'/>")
+        out += [f"<circle cx='{x(rate):.1f}' cy='{y(ms[key]):.1f}' r='3' fill='{colour}'/>" for rate, ms in points]
+        out.append(f"<text x='{left + 12 + 60 * at}' y='38' fill='{colour}'>{key}</text>")
+    return "\n".join(out) + "\n</svg>\n"
 
 
 def main():
@@ -147,6 +209,7 @@ def main():
     parser.add_argument("--p99-ms", type=float, default=20.0, help="a rate with more is not sustained")
     parser.add_argument("--step-s", type=int, default=20)
     parser.add_argument("--measure-s", type=int, default=60)
+    parser.add_argument("--plot", type=pathlib.Path, help="an SVG of latency by rate")
     args = parser.parse_args()
 
     record = Record(args)
@@ -156,13 +219,17 @@ def main():
         ms = totals["latency_ms"]
         record.add(f"rate={rate:.0f}", {"p50_ms": ms["p50"], "p99_ms": ms["p99"], "p99.9_ms": ms["p99.9"]}, "ms")
         record.add(f"rate={rate:.0f}", {"achieved_rps": totals["achieved_rps"]}, "1/s")
-    totals, cpu = cpu_us(args, peak / 2)
+    totals, cpu, stages, hits = cpu_us(args, peak / 2)
     ms = totals["latency_ms"]
     record.add("half", {"p50_ms": ms["p50"], "p99_ms": ms["p99"], "p99.9_ms": ms["p99.9"]}, "ms")
     record.add("half", {f"cpu_us_{name}": us for name, us in cpu.items()}, "us")
+    record.add("half", stages, "us")
+    record.add("half", hits, "share")
     record.add("half", memory_gib(args.pid), "GiB")
     record.add("half", {"errors": totals["errors"], "degraded": totals["degraded_answers"]}, "requests")
     record.write()
+    if args.plot:
+        args.plot.write_text(plot(tried, f"{args.system}, {args.work} items, one core"))
 
 
 if __name__ == "__main__":

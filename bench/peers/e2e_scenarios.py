@@ -31,6 +31,9 @@ WARMUP_S = 2
 OVERLOAD = 3.0
 # Before and after what is done to the server.
 STEADY_S = 10
+# Time that the host took from both cores in a second, in hundredths of one, from which on the
+# second says something of the host.
+STOLEN_TICKS = 6
 # "Back to normal" is a second with p99 at most so many times the steady one.
 NORMAL = 2.0
 
@@ -43,6 +46,19 @@ class Timeline:
         command = e2e.load_command(args, rate, seconds, "--timeline", self.file.name, "--warmup-seconds", WARMUP_S, *more)
         self.begin = time.monotonic() + WARMUP_S
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.stolen = []
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def watch(self):
+        """Notes what the host takes from this machine, second by second."""
+        self.wait_until(0)
+        before, second = e2e.stolen_ticks(), 0
+        while self.process.poll() is None:
+            second += 1
+            self.wait_until(second)
+            now = e2e.stolen_ticks()
+            self.stolen.append(now - before)
+            before = now
 
     def now_s(self):
         return time.monotonic() - self.begin
@@ -67,6 +83,19 @@ class Timeline:
 
     def sum(self, key, first=0, end=None):
         return sum(second[key] for second in self.seconds[int(first):end if end is None else int(end)])
+
+    def disturbed(self, second):
+        """Whether the host stopped this machine for long in that second or just before."""
+        near = self.stolen[max(second - 1, 0):second + 1]
+        return bool(near) and max(near) >= STOLEN_TICKS
+
+    def failed_undisturbed(self):
+        """Requests without an answer, in seconds in which the machine was there."""
+        seconds = enumerate(self.seconds)
+        return sum(s["sent"] - s["ok"] for at, s in seconds if not self.disturbed(at))
+
+    def disturbed_s(self):
+        return sum(self.disturbed(at) for at in range(len(self.seconds)))
 
     def failed(self):
         return sum(count for status, count in self.totals["status"].items() if status != "200") + self.totals["errors"]
@@ -151,6 +180,8 @@ def redis_down(args, record):
     line.finish()
     steady_ms = line.p99_ms(0, STEADY_S)
     record.add("steady", {"p99_ms": steady_ms}, "ms")
+    record.add("all", {"failed": line.failed(), "failed_undisturbed": line.failed_undisturbed(), "sent": line.sum("sent")}, "requests")
+    record.add("all", {"disturbed_s": line.disturbed_s()}, "s")
     for at, (name, _) in enumerate(phases):
         begin, back = at * each + STEADY_S, (at + 1) * each
         figures = {"errors": line.sum("errors", begin, back + STEADY_S) + line.sum("refused", begin, back + STEADY_S),
@@ -212,7 +243,9 @@ def swap(args, record):
         swapped.append(line.worst_ms(at - 1, at + 1))
         length = max(2 * (at - STEADY_S), 10)
     setting = f"{args.swaps} swaps"
-    record.add(setting, {"failed": sum(line.failed() for line in lines)}, "requests")
+    record.add(setting, {"failed": sum(line.failed() for line in lines), "sent": sum(line.sum("sent") for line in lines),
+                         "failed_undisturbed": sum(line.failed_undisturbed() for line in lines)}, "requests")
+    record.add(setting, {"disturbed_s": sum(line.disturbed_s() for line in lines)}, "s")
     record.add(setting, {"p99_ms_steady": statistics.median(steady), "p99_ms_loading": statistics.median(loading),
                          "p99_ms_swap": statistics.median(swapped), "p99_ms_swap_worst": max(swapped)}, "ms")
 
@@ -267,7 +300,8 @@ def nginx(args, record):
         line.finish()
     if again > STEADY_S + args.seconds:
         raise SystemExit(f"the restart took {again - STEADY_S:.0f} s: give more --seconds")
-    record.add("restart", {"failed": line.failed(), "sent": line.sum("sent")}, "requests")
+    record.add("restart", {"failed": line.failed(), "failed_undisturbed": line.failed_undisturbed(), "sent": line.sum("sent")}, "requests")
+    record.add("restart", {"disturbed_s": line.disturbed_s()}, "s")
     record.add("restart", {"p99_ms": line.worst_ms(STEADY_S, again + 1), "p99_ms_before": line.p99_ms(0, STEADY_S)}, "ms")
     record.add("restart", {"away_s": again - STEADY_S}, "s")
 

@@ -137,6 +137,7 @@ fn per(bytes: usize, items: usize) -> f64 {
 /// Queries with their true neighbours.
 struct Trial<'a> {
     dim: usize,
+    vectors: &'a [f32],
     queries: &'a [f32],
     k: usize,
     set: Option<Bitmap>,
@@ -147,7 +148,7 @@ impl<'a> Trial<'a> {
     fn new(
         config: &Config,
         index: &dyn Index,
-        vectors: &Vectors,
+        vectors: &'a Vectors,
         queries: &'a Vectors,
         k: usize,
         queries_max: usize,
@@ -172,7 +173,7 @@ impl<'a> Trial<'a> {
             let queries = queries.par_chunks_exact(dim);
             queries.map(|query| audit::exact_search(vectors.values(), query, k, passes)).collect()
         });
-        Ok(Self { dim, queries, k, set, exact })
+        Ok(Self { dim, vectors: vectors.values(), queries, k, set, exact })
     }
 
     fn print(&self, index: &dyn Index) {
@@ -186,7 +187,10 @@ impl<'a> Trial<'a> {
                 let since = Instant::now();
                 index.search(query, self.k, &filter, &mut scratch, &mut found);
                 match round {
-                    0 => recalls.push(audit::recall(&found, exact)),
+                    0 => {
+                        let scores = audit::scores(self.vectors, query, &found);
+                        recalls.push(audit::recall(scores, exact));
+                    }
                     _ => times_us.push(since.elapsed().as_secs_f64() * 1e6),
                 }
             }

@@ -4,6 +4,8 @@ use super::{Hit, select::Best};
 use crate::kernels;
 use crate::types::ItemIdx;
 
+/// Scores of unit vectors that differ by less are equal: the order of additions decides.
+const TIE: f32 = 1e-6;
 /// Rows compared at once.
 const BLOCK_ROWS: usize = 1024;
 
@@ -35,12 +37,22 @@ pub fn exact_search(
     out
 }
 
-/// Share of `exact` that `found` holds; 1 when there is nothing to find.
-pub fn recall(found: &[Hit], exact: &[Hit]) -> f64 {
-    let mut items: Vec<ItemIdx> = found.iter().map(|hit| hit.item).collect();
-    items.sort_unstable();
-    let hits = exact.iter().filter(|hit| items.binary_search(&hit.item).is_ok()).count();
-    if exact.is_empty() { 1.0 } else { hits as f64 / exact.len() as f64 }
+/// The scores of `hits` as [`exact_search`] computes them.
+pub fn scores(vectors: &[f32], query: &[f32], hits: &[Hit]) -> impl Iterator<Item = f32> {
+    hits.iter().map(move |hit| {
+        let mut score = [0.0];
+        kernels::dots(query, &vectors[hit.item.row() * query.len()..][..query.len()], &mut score);
+        score[0]
+    })
+}
+
+/// Share of `exact` that was found; 1 when there is nothing to find. `scores` are those of what was
+/// found, computed as those of `exact` were: whatever scores as high as the last of `exact` counts,
+/// as in ann-benchmarks, for of items with equal vectors any will do.
+pub fn recall(scores: impl Iterator<Item = f32>, exact: &[Hit]) -> f64 {
+    let Some(last) = exact.last() else { return 1.0 };
+    let reached = scores.filter(|score| *score >= last.score - TIE).count();
+    reached.min(exact.len()) as f64 / exact.len() as f64
 }
 
 /// The mean and the half-width of its 95 % confidence interval (normal approximation).
@@ -61,8 +73,13 @@ mod tests {
         let hits = exact_search(&rows, &[1.0, 0.0], 2, |item| item.0 != 0);
         let items: Vec<u32> = hits.iter().map(|hit| hit.item.0).collect();
         assert_eq!(items, [2, 1]);
-        assert_eq!(recall(&hits[..1], &hits), 0.5);
-        assert_eq!(recall(&hits, &[]), 1.0);
+        let scores = |hits: &[Hit]| hits.iter().map(|hit| hit.score).collect::<Vec<_>>();
+        assert_eq!(recall(scores(&hits[..1]).into_iter(), &hits), 0.5);
+        assert_eq!(recall(scores(&hits).into_iter(), &[]), 1.0);
+        // An equal of the last one is as good; what is worse is not, and more is not better.
+        assert_eq!(recall([0.8, 0.6].into_iter(), &hits), 1.0);
+        assert_eq!(recall([0.8, 0.5].into_iter(), &hits), 0.5);
+        assert_eq!(recall([0.8, 0.8, 0.8].into_iter(), &hits), 1.0);
         assert!(exact_search(&rows, &[1.0, 0.0], 0, |_| true).is_empty());
     }
 

@@ -95,7 +95,8 @@ fn check(samples: &Receiver<Sample>) {
         if window.len() == WINDOW {
             window.pop_front();
         }
-        window.push_back(index::audit::recall(&sample.found, &exact));
+        let scores = sample.found.iter().map(|hit| hit.score);
+        window.push_back(index::audit::recall(scores, &exact));
         monitor::index_recall(window.iter().sum::<f64>() / window.len() as f64);
     }
 }
