@@ -79,9 +79,11 @@ def memory_gib(pid):
 
 
 def load_command(args, rate, seconds, *more):
-    """The generator on its core; `args.users` users and `args.deadline_ms` as in all measurements."""
+    """The generator on its core; `args.users` users and `args.deadline_ms` as in all measurements. Each run
+    asks for other users: those of the last one would be found in the local cache."""
+    args.runs = getattr(args, "runs", 0) + 1
     return ["taskset", "-c", args.load_core, args.load, "--url", args.url, "--rate", str(rate), "--seconds", str(seconds),
-            "--users", str(args.users), "--deadline-ms", str(args.deadline_ms), *map(str, more)]
+            "--seed", str(args.runs), "--users", str(args.users), "--deadline-ms", str(args.deadline_ms), *map(str, more)]
 
 
 def load(args, rate, seconds):

@@ -112,7 +112,7 @@ def overload(args, record):
     base_rate = args.rate / 2
     base = Timeline(args, base_rate, length + 3 * STEADY_S)
     base.wait_until(STEADY_S - WARMUP_S)
-    more = Timeline(args, OVERLOAD * args.rate - base_rate, length, "--seed", 2)
+    more = Timeline(args, OVERLOAD * args.rate - base_rate, length)
     more.finish()
     after = e2e.memory_gib(args.pid)
     base.finish()
@@ -228,7 +228,7 @@ def swap(args, record):
     length = args.seconds
     for turn in range(args.swaps):
         version = names[turn % 2]
-        line = Timeline(args, args.rate / 2, STEADY_S + length, "--seed", turn)
+        line = Timeline(args, args.rate / 2, STEADY_S + length)
         line.wait_until(STEADY_S)
         roll_out(args.registry, version)
         while serving(args) != version:

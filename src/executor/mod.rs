@@ -6,8 +6,8 @@
 //!      '------------------ oneshot ---------------------'
 //! ```
 //! A job carries a deadline. It is refused when the queue is full, when the jobs before it will
-//! take longer than it has, and when its deadline has passed before it starts: work that nobody
-//! waits for is never done. A job that panics is an error of that job; its thread lives on. Before
+//! take longer than it has, and when it would start too late for its result to be back in time: work
+//! that nobody waits for is never done. A job that panics is an error of that job; its thread lives on. Before
 //! anything is refused for want of time, [`Quality`] makes each job smaller.
 //!
 //! Must not know what the jobs are.
@@ -167,7 +167,14 @@ struct Job {
 }
 
 /// Where the result of a job arrives.
-type Waiting<T> = oneshot::Receiver<Result<T, Rejected>>;
+type Waiting<T> = oneshot::Receiver<Result<Done<T>, Rejected>>;
+
+/// A result, and when it was there.
+#[derive(Debug, PartialEq)]
+struct Done<T> {
+    value: T,
+    at: Instant,
+}
 
 /// How a job ended, as far as its thread cares.
 #[derive(PartialEq, Eq)]
@@ -226,15 +233,19 @@ impl Pool {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Rejected> {
         let result = self.submit(deadline, job)?.await.unwrap_or(Err(Rejected::Stopped));
-        result.inspect_err(|&rejected| count(rejected))
+        let done = result.inspect_err(|&rejected| count(rejected))?;
+        self.pace.handed_back(done.at.elapsed());
+        Ok(done.value)
     }
 
     /// Says whether a job would be refused now, without making one: the cheapest refusal.
     pub fn admits(&self, deadline: Instant) -> Result<(), Rejected> {
         let Some(jobs) = &self.jobs else { return Err(Rejected::Stopped) };
-        let wait = self.pace.wait(jobs.len());
+        let queued = jobs.len();
+        let wait = self.pace.wait(queued);
         let retry_after_ms = (wait.as_millis() as u64).clamp(1, self.retry_after_max_ms);
-        if Instant::now() + wait > deadline {
+        let after = if queued == 0 { Duration::ZERO } else { self.pace.rest() };
+        if Instant::now() + wait + after > deadline {
             return Err(Rejected::Deadline { retry_after_ms });
         }
         if jobs.is_full() {
@@ -269,7 +280,7 @@ impl Pool {
                 return Outcome::Skipped;
             }
             let result = catch_unwind(AssertUnwindSafe(job)).map_err(|_| Rejected::Panicked);
-            let _ = sender.send(result);
+            let _ = sender.send(result.map(|value| Done { value, at: Instant::now() }));
             Outcome::Done
         });
         let refuse = |rejected| {
@@ -309,7 +320,9 @@ fn work(jobs: &Receiver<Job>, pace: &Pace, quality: &Quality) {
     for job in jobs {
         let begun = Instant::now();
         quality.waited(begun, begun - job.queued);
-        if begun > job.deadline {
+        // Its result would come back too late; the last one in the queue may try.
+        let rest = if jobs.is_empty() { Duration::ZERO } else { pace.rest() };
+        if begun + rest > job.deadline {
             (job.run)(Some(Rejected::Deadline { retry_after_ms: 1 }));
         } else if (job.run)(None) == Outcome::Done {
             pace.record(begun.elapsed());
@@ -317,22 +330,32 @@ fn work(jobs: &Receiver<Job>, pace: &Pace, quality: &Quality) {
     }
 }
 
-/// How long a job takes, as a moving average, and so how long the queue takes.
+/// How long a job takes, as a moving average, and so how long the queue takes; and how long it takes
+/// until whoever waits for the result goes on. Both grow where threads share cores.
 struct Pace {
     threads: usize,
     job_ns: AtomicU64,
+    hand_back_ns: AtomicU64,
 }
 
 impl Pace {
     fn new(threads: usize) -> Self {
-        Self { threads, job_ns: AtomicU64::new(0) }
+        Self { threads, job_ns: AtomicU64::new(0), hand_back_ns: AtomicU64::new(0) }
     }
 
-    /// Weighs the last job with 1/16. Two threads may overwrite each other: an average bears that.
     fn record(&self, took: Duration) {
-        let (old, new) = (self.job_ns.load(Ordering::Relaxed), took.as_nanos() as u64);
-        let mean = if old == 0 { new } else { old - old / 16 + new / 16 };
-        self.job_ns.store(mean.max(1), Ordering::Relaxed);
+        average(&self.job_ns, took);
+    }
+
+    fn handed_back(&self, took: Duration) {
+        average(&self.hand_back_ns, took);
+    }
+
+    /// What follows when a job begins: the job, and the way back to the caller; twice, because the
+    /// caller was as long in hearing of the request, which no deadline knows of.
+    fn rest(&self) -> Duration {
+        let (job, back) = (&self.job_ns, &self.hand_back_ns);
+        Duration::from_nanos(job.load(Ordering::Relaxed) + 2 * back.load(Ordering::Relaxed))
     }
 
     /// Time until `queued` jobs have begun. Zero for an empty queue, however slow the past was, so
@@ -341,6 +364,13 @@ impl Pace {
         let jobs = queued as u64 / self.threads as u64;
         Duration::from_nanos(self.job_ns.load(Ordering::Relaxed).saturating_mul(jobs))
     }
+}
+
+/// Weighs the last one with 1/16. Two threads may overwrite each other: an average bears that.
+fn average(mean_ns: &AtomicU64, last: Duration) {
+    let (old, new) = (mean_ns.load(Ordering::Relaxed), last.as_nanos() as u64);
+    let mean = if old == 0 { new } else { old - old / 16 + new / 16 };
+    mean_ns.store(mean.max(1), Ordering::Relaxed);
 }
 
 #[derive(Deserialize)]

@@ -54,7 +54,7 @@ async fn a_full_queue_refuses_at_once_and_names_its_size() {
     let refused = pool.run(far(), || 8).await.unwrap_err();
     assert!(matches!(refused, Rejected::QueueFull { queue_jobs_max: 1, retry_after_ms: 1.. }));
     drop(release);
-    assert_eq!(waiting.await.unwrap(), Ok(7), "the job that had a place is done");
+    assert_eq!(waiting.await.unwrap().unwrap().value, 7, "the job that had a place is done");
 }
 
 #[tokio::test]
@@ -87,7 +87,32 @@ async fn a_job_behind_too_much_work_is_refused_before_it_waits() {
     let refused = pool.run(soon, || 3).await.unwrap_err();
     assert_eq!(refused, Rejected::Deadline { retry_after_ms: 1000 }, "clamped to the bound");
     drop(release);
-    assert_eq!(first.await.unwrap(), Ok(2));
+    assert_eq!(first.await.unwrap().unwrap().value, 2);
+}
+
+#[tokio::test]
+async fn a_job_whose_result_would_be_late_is_refused_unless_the_queue_is_empty() {
+    let pool = start(1, 8);
+    pool.pace.handed_back(Duration::from_secs(30));
+    let release = block(&pool);
+    let first = pool.submit(far(), || 1).unwrap();
+    let soon = Instant::now() + Duration::from_secs(50);
+    assert!(matches!(pool.run(soon, || 2).await, Err(Rejected::Deadline { .. })));
+    let second = pool.submit(Instant::now() + Duration::from_secs(70), || 3).unwrap();
+    // What was possible when it came is not any more when it begins.
+    pool.pace.hand_back_ns.store(Duration::from_secs(40).as_nanos() as u64, Ordering::Relaxed);
+    let third = pool.submit(Instant::now() + Duration::from_secs(100), || 4).unwrap();
+    drop(release);
+    assert_eq!(
+        first.await.unwrap().map(|done| done.value),
+        Err(Rejected::Deadline { retry_after_ms: 1 })
+    );
+    assert!(second.await.unwrap().is_err());
+    assert_eq!(third.await.unwrap().unwrap().value, 4, "the last one may try");
+    assert_eq!(pool.run(soon, || 5).await, Ok(5), "and so may one that finds nobody before it");
+    assert!(
+        pool.pace.hand_back_ns.load(Ordering::Relaxed) < Duration::from_secs(40).as_nanos() as u64
+    );
 }
 
 #[tokio::test]
@@ -120,7 +145,7 @@ fn stopping_finishes_what_was_accepted() {
     let mut accepted = pool.submit(far(), || 5).unwrap();
     drop(release);
     drop(pool);
-    assert_eq!(accepted.try_recv().unwrap(), Ok(5));
+    assert_eq!(accepted.try_recv().unwrap().unwrap().value, 5);
 }
 
 #[test]
