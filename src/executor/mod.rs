@@ -153,6 +153,7 @@ pub struct Pool {
     jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
     pace: Arc<Pace>,
+    quality: Arc<Quality>,
     queue_jobs_max: usize,
     retry_after_max_ms: u64,
 }
@@ -219,6 +220,7 @@ impl Pool {
             jobs: Some(sender),
             threads: handles,
             pace,
+            quality: quality.clone(),
             queue_jobs_max: config.queue_jobs_max,
             retry_after_max_ms: config.retry_after_max_ms,
         })
@@ -245,7 +247,8 @@ impl Pool {
         let wait = self.pace.wait(queued);
         let retry_after_ms = (wait.as_millis() as u64).clamp(1, self.retry_after_max_ms);
         let after = if queued == 0 { Duration::ZERO } else { self.pace.rest() };
-        if Instant::now() + wait + after > deadline {
+        let too_long = self.quality.wait_max().is_some_and(|max| wait > max);
+        if too_long || Instant::now() + wait + after > deadline {
             return Err(Rejected::Deadline { retry_after_ms });
         }
         if jobs.is_full() {

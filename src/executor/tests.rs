@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use super::*;
 
 fn start(threads: usize, queue_jobs_max: usize) -> Pool {
-    let quality = QualityConfig { min: 1.0, wait_target_us: 1000, interval_ms: 10 };
+    let quality =
+        QualityConfig { min: 1.0, wait_target_us: 1000, interval_ms: 10, standing_wait_ms: 20 };
     let config = Config {
         layout: Layout::Fused,
         threads: Threads::Exactly(threads),
