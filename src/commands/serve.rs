@@ -48,7 +48,7 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
     let data_dir = &config.events.dir;
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("events.dir: create {}", data_dir.display()))?;
-    let events = Log::start(data_dir, &config.events, health.clone())?;
+    let events = Log::durable(data_dir, &config.events, health.clone())?;
     let requests = Log::start(data_dir, &config.events, health.clone())?;
     let poll_items_ms = config.items.poll_ms;
     let parts =

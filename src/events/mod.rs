@@ -1,11 +1,17 @@
 //! The event log and the request log: what users did and what they were shown, as Parquet by day.
 //!
 //! ```text
-//! append/offer --> [ queue, queue_rows_max ] --> one thread --> rows by day
+//! append/offer --> [ queue, queue_rows_max ] --> one thread --> journal, synced --> the caller hears
+//!                                                  | rows by day
 //!                                                  | file_rows_max rows, or file_age_max_ms
 //!                                                  v
 //!                    {data}/{log}/dt=YYYY-MM-DD/{replica}-{sequence}.parquet
 //! ```
+//! The event log is durable: a row is acknowledged when it is in the journal ([`journal`]), and ends
+//! in one file, once, however the process ends. Whoever waits at the same time shares one sync. An
+//! event that is sent again is recognised by its id and taken only once. The request log has no
+//! journal: its callers do not wait.
+//!
 //! A file appears whole: it is written under another name, synced and renamed. Rows that cannot be
 //! written are kept and tried again; the bound on rows counts every row that is accepted and not
 //! yet in a file, so a disk that is full ends in refusals and never in memory. What is lost is
@@ -13,25 +19,26 @@
 //!
 //! Must not know HTTP or the pipeline.
 
-use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arrow::record_batch::RecordBatch;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parquet::arrow::ArrowWriter;
-use parquet::basic::Compression;
-use parquet::file::properties::WriterProperties;
-use serde::Deserialize;
+use crossbeam::channel::{Sender, bounded};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::monitor::{self, Health, Log as LogName, Lost};
-use crate::types::date_of;
 
+mod journal;
 mod rows;
+mod seen;
+mod writer;
+
+use journal::{Journal, Left};
+use writer::Writer;
 
 pub use rows::{EventRecord, RequestRecord};
 
@@ -51,6 +58,20 @@ pub struct Config {
     pub file_age_max_ms: u64,
     /// Time before a failed write is tried again.
     pub retry_ms: u64,
+    /// What an acknowledged event survives.
+    pub durability: Durability,
+    /// Ids of events that are remembered, to recognise one that is sent again.
+    pub ids_remembered: usize,
+}
+
+/// What an acknowledged event survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The end of the process: it is in the system's memory.
+    System,
+    /// The end of the machine: it is on the disk.
+    Disk,
 }
 
 /// Why a log cannot start or write.
@@ -71,6 +92,11 @@ pub enum Error {
         "events.replica = \"{found}\": give 1 to 100 letters, digits, dots, dashes or underscores"
     )]
     Replica { found: String },
+    #[error(
+        "{directory}: another process writes this journal: give replicas that share events.dir \
+         different names (events.replica)"
+    )]
+    Taken { directory: PathBuf },
     #[error("the log has stopped")]
     Stopped,
 }
@@ -80,6 +106,8 @@ pub enum Error {
 pub enum Refused {
     #[error("{waiting} rows wait to be written, the bound is {queue_rows_max}; send them again")]
     Full { waiting: usize, queue_rows_max: usize },
+    #[error("the journal cannot be written, see /readyz; send them again")]
+    Journal,
     #[error("the log has stopped")]
     Stopped,
 }
@@ -132,8 +160,20 @@ pub trait Row: Send + Sized + 'static {
     /// Epoch milliseconds; decides the day under which the row is kept.
     fn time_ms(&self) -> i64;
 
+    /// What makes it one: a row with an id that was seen is a repetition. Empty: it has none.
+    fn id(&self) -> &str;
+
     /// The rows as columns.
     fn batch(rows: &[Self]) -> RecordBatch;
+}
+
+/// What became of rows that were taken.
+#[derive(Debug, Default, PartialEq)]
+pub struct Taken {
+    /// Rows that are new.
+    pub rows: usize,
+    /// Positions of those that were known by their ids, ascending; they are not written again.
+    pub known: Vec<usize>,
 }
 
 /// A log of rows `R`. Dropping it writes what it was given, then ends.
@@ -146,35 +186,57 @@ pub struct Log<R: Row> {
 }
 
 enum Message<R> {
-    Rows(Vec<R>),
+    Rows { rows: Vec<R>, done: Option<oneshot::Sender<Result<Taken, Refused>>> },
     Flush(Sender<Result<(), Error>>),
 }
 
-impl<R: Row> Log<R> {
+impl<R: Row + Serialize + DeserializeOwned> Log<R> {
+    /// As [`Log::start`], with a journal. Rows that the last process of this replica left in it are
+    /// written now.
+    ///
+    /// # Errors
+    /// When the directory cannot be written, or another process of this name has its journal.
+    pub fn durable(data_dir: &Path, config: &Config, health: Arc<Health>) -> Result<Self, Error> {
+        config.check()?;
+        let replica = config.replica_name();
+        let (journal, left) = Journal::open(data_dir, &replica, config.durability)?;
+        Self::begin(data_dir, config, health, Some(journal), left)
+    }
+}
+
+impl<R: Row + Serialize> Log<R> {
     /// Starts the log under `data_dir`, whose subdirectory for this log is created at once so that
     /// a directory that cannot be written is an error now.
+    ///
+    /// # Errors
+    /// When it cannot be written.
     pub fn start(data_dir: &Path, config: &Config, health: Arc<Health>) -> Result<Self, Error> {
         config.check()?;
+        Self::begin(data_dir, config, health, None, Vec::new())
+    }
+
+    fn begin(
+        data_dir: &Path,
+        config: &Config,
+        health: Arc<Health>,
+        journal: Option<Journal>,
+        left: Vec<Left<R>>,
+    ) -> Result<Self, Error> {
         let root = data_dir.join(R::LOG.name());
         std::fs::create_dir_all(&root)
             .map_err(|source| Error::Io { path: root.clone(), source })?;
-        let waiting = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::new(AtomicUsize::new(left.iter().map(|left| left.rows.len()).sum()));
         // A message carries at least one row, so the bound on rows keeps the channel from filling.
         let (sender, receiver) = bounded(config.queue_rows_max);
-        let writer = Writer {
-            root: root.clone(),
-            replica: config.replica_name(),
-            sequence: first_sequence(),
-            config: config.clone(),
-            days: BTreeMap::new(),
-            rows: 0,
-            waiting: waiting.clone(),
-            health,
-        };
+        let durable = journal.is_some();
+        let writer = Writer::new(root.clone(), config, journal, left, waiting.clone(), health);
         let thread = std::thread::Builder::new()
             .name(format!("log-{}", R::LOG.name()))
             .spawn(move || {
-                crate::ffi::thread::stand_back();
+                // Nobody waits for a log without a journal.
+                if !durable {
+                    crate::ffi::thread::stand_back();
+                }
                 writer.run(&receiver)
             })
             .map_err(|source| Error::Io { path: root, source })?;
@@ -186,12 +248,38 @@ impl<R: Row> Log<R> {
         })
     }
 
-    /// Takes all rows or none; never waits. Returns how many it took.
-    pub fn append(&self, rows: Vec<R>) -> Result<usize, Refused> {
+    /// Takes all rows or none, and returns when they are as durable as this log makes them.
+    ///
+    /// # Errors
+    /// When too many rows wait, or the journal cannot be written.
+    pub async fn append(&self, rows: Vec<R>) -> Result<Taken, Refused> {
+        if rows.is_empty() {
+            return Ok(Taken::default());
+        }
+        let (done, taken) = oneshot::channel();
+        self.send(rows, Some(done))?;
+        taken.await.unwrap_or(Err(Refused::Stopped))
+    }
+
+    /// Takes rows that the caller can do without, and never waits: what is refused is counted.
+    pub fn offer(&self, rows: Vec<R>) {
         let count = rows.len();
         if count == 0 {
-            return Ok(0);
+            return;
         }
+        match self.send(rows, None) {
+            Ok(()) => {}
+            Err(Refused::Stopped) => monitor::lost(R::LOG, Lost::Stopped, count),
+            Err(_) => monitor::lost(R::LOG, Lost::QueueFull, count),
+        }
+    }
+
+    fn send(
+        &self,
+        rows: Vec<R>,
+        done: Option<oneshot::Sender<Result<Taken, Refused>>>,
+    ) -> Result<(), Refused> {
+        let count = rows.len();
         let messages = self.messages.as_ref().ok_or(Refused::Stopped)?;
         let waiting = self.waiting.fetch_add(count, Ordering::AcqRel);
         let refuse = |refused| {
@@ -202,24 +290,17 @@ impl<R: Row> Log<R> {
             return refuse(Refused::Full { waiting, queue_rows_max: self.queue_rows_max });
         }
         monitor::log_queue(R::LOG, waiting + count);
-        match messages.try_send(Message::Rows(rows)) {
-            Ok(()) => Ok(count),
+        match messages.try_send(Message::Rows { rows, done }) {
+            Ok(()) => Ok(()),
             Err(error) if error.is_disconnected() => refuse(Refused::Stopped),
             Err(_) => refuse(Refused::Full { waiting, queue_rows_max: self.queue_rows_max }),
         }
     }
 
-    /// As [`Log::append`], for rows that the caller can do without: what is refused is counted.
-    pub fn offer(&self, rows: Vec<R>) {
-        let count = rows.len();
-        match self.append(rows) {
-            Ok(_) => {}
-            Err(Refused::Full { .. }) => monitor::lost(R::LOG, Lost::QueueFull, count),
-            Err(Refused::Stopped) => monitor::lost(R::LOG, Lost::Stopped, count),
-        }
-    }
-
     /// Waits until every row given before is in a file, or says why it is not.
+    ///
+    /// # Errors
+    /// When a file cannot be written; its rows are kept.
     pub fn flush(&self) -> Result<(), Error> {
         let (done, flushed) = bounded(1);
         let messages = self.messages.as_ref().ok_or(Error::Stopped)?;
@@ -235,133 +316,6 @@ impl<R: Row> Drop for Log<R> {
             let _ = thread.join();
         }
     }
-}
-
-struct Writer<R> {
-    root: PathBuf,
-    replica: String,
-    sequence: u64,
-    config: Config,
-    days: BTreeMap<String, Vec<R>>,
-    rows: usize,
-    waiting: Arc<AtomicUsize>,
-    health: Arc<Health>,
-}
-
-/// Attempts to write the last rows before the process ends.
-const LAST_ATTEMPTS: usize = 3;
-
-impl<R: Row> Writer<R> {
-    fn run(mut self, messages: &Receiver<Message<R>>) {
-        let age_max = Duration::from_millis(self.config.file_age_max_ms);
-        let mut due = Instant::now() + age_max;
-        // After a failure the number of rows no longer hurries the next attempt.
-        let mut failing = false;
-        loop {
-            let wait = due.saturating_duration_since(Instant::now());
-            match messages.recv_timeout(wait) {
-                Ok(Message::Rows(rows)) => self.keep(rows),
-                Ok(Message::Flush(done)) => {
-                    let _ = done.send(self.write());
-                    continue;
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.finish(),
-            }
-            let full = self.rows >= self.config.file_rows_max && !failing;
-            if full || Instant::now() >= due {
-                failing = self.write().is_err();
-                let retry = Duration::from_millis(self.config.retry_ms);
-                due = Instant::now() + if failing { retry } else { age_max };
-            }
-        }
-    }
-
-    fn keep(&mut self, rows: Vec<R>) {
-        self.rows += rows.len();
-        for row in rows {
-            self.days.entry(date_of(row.time_ms())).or_default().push(row);
-        }
-    }
-
-    /// Writes a file a day. A day that fails keeps its rows, the others are written all the same.
-    fn write(&mut self) -> Result<(), Error> {
-        let mut result = Ok(());
-        for (day, rows) in std::mem::take(&mut self.days) {
-            match self.write_day(&day, &rows) {
-                Ok(()) => {
-                    self.rows -= rows.len();
-                    let before = self.waiting.fetch_sub(rows.len(), Ordering::AcqRel);
-                    monitor::logged(R::LOG, rows.len());
-                    monitor::log_queue(R::LOG, before - rows.len());
-                }
-                Err(error) => {
-                    tracing::error!(%error, rows = rows.len(), "cannot write a log file; retrying");
-                    self.days.insert(day, rows);
-                    result = Err(error);
-                }
-            }
-        }
-        let text = match &result {
-            Ok(()) => "writing".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        self.health.set(R::LOG.name(), result.is_ok(), text);
-        result
-    }
-
-    fn write_day(&mut self, day: &str, rows: &[R]) -> Result<(), Error> {
-        let directory = self.root.join(format!("dt={day}"));
-        std::fs::create_dir_all(&directory)
-            .map_err(|source| Error::Io { path: directory.clone(), source })?;
-        let path = loop {
-            let name = format!("{}-{:020}.parquet", self.replica, self.sequence);
-            self.sequence += 1;
-            let path = directory.join(name);
-            if !path.exists() {
-                break path;
-            }
-        };
-        let partial = path.with_extension("partial");
-        let written = write_file(&partial, &R::batch(rows)).and_then(|()| {
-            std::fs::rename(&partial, &path)
-                .map_err(|source| Error::Io { path: path.clone(), source })
-        });
-        if written.is_err() {
-            let _ = std::fs::remove_file(&partial);
-        }
-        written
-    }
-
-    fn finish(&mut self) {
-        for attempt in 1..=LAST_ATTEMPTS {
-            if self.write().is_ok() {
-                return;
-            }
-            if attempt < LAST_ATTEMPTS {
-                std::thread::sleep(Duration::from_millis(self.config.retry_ms));
-            }
-        }
-        tracing::error!(rows = self.rows, log = R::LOG.name(), "rows lost at the end");
-        monitor::lost(R::LOG, Lost::WriteFailed, self.rows);
-    }
-}
-
-fn write_file(path: &Path, batch: &RecordBatch) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let parquet = |source| Error::Parquet { path: path.to_owned(), source };
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-    let file = File::create(path).map_err(io)?;
-    let mut writer =
-        ArrowWriter::try_new(file, batch.schema(), Some(properties)).map_err(parquet)?;
-    writer.write(batch).map_err(parquet)?;
-    writer.into_inner().map_err(parquet)?.sync_all().map_err(io)
-}
-
-/// File names go on where the last process of this replica stopped: microseconds since the epoch
-/// are ahead of any count of files since then.
-fn first_sequence() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
 #[cfg(test)]

@@ -7,12 +7,13 @@ use arrow::array::{
     StringBuilder, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::record_batch::RecordBatch;
+use serde::{Deserialize, Serialize};
 
 use super::Row;
 use crate::monitor::{Log, Stage};
 
 /// One row of `events/`: what a user did or saw. The columns are those of the data contract.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EventRecord {
     /// Unique; an event sent twice is recognised by it.
     pub event_id: String,
@@ -39,7 +40,7 @@ pub struct EventRecord {
 }
 
 /// One row of `requests/`: an answer and how it came about.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RequestRecord {
     pub request_id: String,
     /// Epoch milliseconds, UTC: the time that the answer was computed for.
@@ -69,6 +70,10 @@ impl Row for EventRecord {
         self.time_ms
     }
 
+    fn id(&self) -> &str {
+        &self.event_id
+    }
+
     fn batch(rows: &[Self]) -> RecordBatch {
         columns([
             ("event_id", text(rows, |r| &r.event_id)),
@@ -94,6 +99,10 @@ impl Row for RequestRecord {
 
     fn time_ms(&self) -> i64 {
         self.time_ms
+    }
+
+    fn id(&self) -> &str {
+        &self.request_id
     }
 
     fn batch(rows: &[Self]) -> RecordBatch {

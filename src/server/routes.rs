@@ -9,7 +9,7 @@ use actix_web::{HttpRequest, HttpResponse};
 
 use super::wire::{self, Ask, EventLimits, Fault};
 use super::{Shared, console, items};
-use crate::events::{EventRecord, Refused, RequestRecord};
+use crate::events::{EventRecord, Refused, RequestRecord, Taken};
 use crate::executor::Rejected;
 use crate::monitor::{self, Phase, Route};
 use crate::pipeline::{self, Answer, Engine, Request};
@@ -146,13 +146,13 @@ fn refused(error: pipeline::Error) -> Fault {
 async fn events(http: HttpRequest, body: Payload, shared: Data<Shared>) -> HttpResponse {
     let started = Instant::now();
     let response = match take_events(&http, body, &shared).await {
-        Ok(count) => json(StatusCode::ACCEPTED, wire::accepted(count)),
+        Ok(taken) => json(StatusCode::ACCEPTED, wire::accepted(&taken)),
         Err(fault) => refuse(&fault),
     };
     observe(Route::Events, started, response)
 }
 
-async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Result<usize, Fault> {
+async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Result<Taken, Fault> {
     let body = read(http, body, shared).await?;
     let engine = engine(shared)?;
     let config = &shared.config;
@@ -168,12 +168,17 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
     )?;
     // The log comes first: what it refuses has not happened for the live state either.
     let rows = events.clone();
-    let taken = shared.parts.events.append(rows).map_err(|refused| match refused {
-        Refused::Full { .. } => {
+    let taken = shared.parts.events.append(rows).await.map_err(|refused| match refused {
+        Refused::Full { .. } | Refused::Journal => {
             Fault::new(503, "overloaded", refused.to_string()).retry_after(STARTING_RETRY_MS)
         }
         Refused::Stopped => Fault::new(503, "stopping", refused.to_string()),
     })?;
+    // One that was sent before has had its effect.
+    let mut at = 0..;
+    let known = |at: Option<usize>| at.is_some_and(|at| taken.known.binary_search(&at).is_ok());
+    let mut events = events;
+    events.retain(|_| !known(at.next()));
     let list = |event: &EventRecord| list(config, &event.event);
     for run in events.chunk_by(|a, b| a.user_id == b.user_id && list(a) == list(b)) {
         if let Some(list) = list(&run[0]) {

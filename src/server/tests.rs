@@ -24,7 +24,7 @@ fn shared(dir: &std::path::Path, config: Config) -> Arc<Shared> {
     let sections: toml::Table = include_str!("../../config/default.toml").parse().unwrap();
     let log: crate::events::Config = sections["events"].clone().try_into().unwrap();
     let health = Arc::new(Health::new());
-    let events = Log::start(dir, &log, health.clone()).unwrap();
+    let events = Log::durable(dir, &log, health.clone()).unwrap();
     let requests = Log::start(dir, &log, health.clone()).unwrap();
     let (exporter, source, poll_items_ms) = (exporter(), None, 1000);
     let parts = Parts { events, requests, health, exporter, source, poll_items_ms };

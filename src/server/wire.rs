@@ -8,7 +8,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::events::EventRecord;
+use crate::events::{EventRecord, Taken};
 use crate::monitor::Component;
 use crate::pipeline::{Answer, AnswerItem, HistoryItem, Location, STAGES};
 use crate::types::{ItemId, UserId};
@@ -316,9 +316,11 @@ fn timings_us(answer: &Answer) -> Map<String, Value> {
     stages.chain([("total".to_owned(), us(answer.timings.total))]).collect()
 }
 
-/// The body of `202`: how many events were taken.
-pub fn accepted(count: usize) -> Vec<u8> {
-    json(&Map::from_iter([("accepted".to_owned(), Value::from(count))]))
+/// The body of `202`: how many events were taken, and how many of them had been before.
+pub fn accepted(taken: &Taken) -> Vec<u8> {
+    let (new, known) = (taken.rows, taken.known.len());
+    let body = [("accepted", new + known), ("duplicates", known)];
+    json(&Map::from_iter(body.map(|(name, count)| (name.to_owned(), Value::from(count)))))
 }
 
 /// The body of `GET /healthz`: the process runs.

@@ -243,7 +243,7 @@ fn an_event_becomes_history_at_once_and_is_checked_first() {
     let path = "/v1/console/history?user_id=live-user";
     assert_eq!(server.get(path).1["history"], json!([]), "none of a wrong body is taken");
     let (status, body) = server.post("/v1/events", &event("live-user", item, "click"));
-    assert_eq!((status, &body), (202, &json!({"accepted": 1})));
+    assert_eq!((status, &body), (202, &json!({"accepted": 1, "duplicates": 0})));
     assert_eq!(server.get(path).1["history"][0]["item_id"].as_str(), Some(item.as_str()));
 }
 
