@@ -8,10 +8,11 @@
 //! A segment belongs to one batch: it grows while the batch is open and never after. The files of a
 //! batch carry its sequence in their names, so a segment that is found at a start is written to the
 //! same files again, whether they were there already or not: each row ends in one file, once. When
-//! all files of a batch stand, its segment goes.
+//! all files of a batch stand, its segment goes. A journal that no process holds is adopted by the
+//! next one that starts in the directory.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -25,11 +26,14 @@ const ROW_BYTES_MAX: usize = 1 << 24;
 
 /// The segments of one log of one replica.
 pub(super) struct Journal {
-    directory: PathBuf,
+    /// The journals of all replicas that share the directory.
+    home: PathBuf,
+    replica: String,
     durability: Durability,
     open: Option<Segment>,
-    /// Held as long as the journal is: another process with this name would mix its rows in.
-    _lock: File,
+    /// Held as long as the journal is, its own first: another process would mix its rows in, or
+    /// write the same ones.
+    _locks: Vec<File>,
 }
 
 struct Segment {
@@ -40,50 +44,53 @@ struct Segment {
     length: u64,
 }
 
-/// A segment that the last process left.
+/// A segment that a process left, of this replica or of one that is gone.
 pub(super) struct Left<R> {
+    pub replica: String,
     pub sequence: u64,
     pub rows: Vec<R>,
 }
 
 impl Journal {
-    /// Opens (and creates) the journal of a replica, and reads what it holds.
+    /// Opens (and creates) the journal of a replica, and reads what it holds; and what the journals
+    /// hold that nobody writes: a host that comes back under another name must lose nothing. With
+    /// `or_next`, a name that another process has is followed by a number.
     pub fn open<R: Row + DeserializeOwned>(
         data_dir: &Path,
-        replica: &str,
+        name: &str,
+        or_next: bool,
         durability: Durability,
     ) -> Result<(Self, Vec<Left<R>>), Error> {
-        let directory = data_dir.join("journal").join(R::LOG.name()).join(replica);
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Io { path, source }
-        };
-        fs::create_dir_all(&directory).map_err(io(&directory))?;
-        let path = directory.join("lock");
-        let lock = File::create(&path).map_err(io(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Taken { directory }),
-            Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),
-        }
-        let mut left = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(io(&directory))? {
-            let path = entry.map_err(io(&directory))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let Some(sequence) = name.strip_suffix(".journal").and_then(|n| n.parse().ok()) else {
-                continue;
-            };
-            let bytes = fs::read(&path).map_err(io(&path))?;
-            let (rows, sound) = rows(&bytes);
-            if sound < bytes.len() {
-                // The end of the last write before a kill: nobody was told that it was taken.
-                let lost = bytes.len() - sound;
-                tracing::warn!(path = %path.display(), bytes = lost, "an unfinished end is left out");
+        let home = data_dir.join("journal").join(R::LOG.name());
+        let mut replica = name.to_owned();
+        let mut number = 1;
+        let lock = loop {
+            match lock(&home.join(&replica))? {
+                Some(lock) => break lock,
+                None if or_next => {
+                    number += 1;
+                    replica = format!("{name}-{number}");
+                }
+                None => return Err(Error::Taken { directory: home.join(replica) }),
             }
-            left.push(Left { sequence, rows });
+        };
+        let mut left = segments(&home, &replica)?;
+        let mut locks = vec![lock];
+        for other in names(&home)?.into_iter().filter(|other| *other != replica) {
+            let Some(lock) = lock_of(&home.join(&other)) else { continue };
+            let adopted = segments(&home, &other)?;
+            if !adopted.is_empty() {
+                tracing::info!(replica = other, segments = adopted.len(), "adopting a journal");
+                left.extend(adopted);
+                locks.push(lock);
+            }
         }
-        left.sort_unstable_by_key(|left| left.sequence);
-        Ok((Self { directory, durability, open: None, _lock: lock }, left))
+        Ok((Self { home, replica, durability, open: None, _locks: locks }, left))
+    }
+
+    /// The name that files carry.
+    pub fn replica(&self) -> &str {
+        &self.replica
     }
 
     /// Appends rows to the segment of the open batch. They are safe only after [`Journal::sync`].
@@ -128,8 +135,8 @@ impl Journal {
     }
 
     /// Drops the segment of a batch whose files stand.
-    pub fn drop_segment(&self, sequence: u64) {
-        let path = self.path(sequence);
+    pub fn drop_segment(&self, replica: &str, sequence: u64) {
+        let path = path(&self.home, replica, sequence);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 // It is written again at the next start, to the same files.
@@ -139,26 +146,74 @@ impl Journal {
         }
     }
 
-    fn path(&self, sequence: u64) -> PathBuf {
-        self.directory.join(format!("{sequence:020}.journal"))
-    }
-
     fn segment(&mut self, sequence: u64) -> Result<&mut Segment, Error> {
         let open = match self.open.take().filter(|segment| segment.sequence == sequence) {
             Some(segment) => segment,
             None => {
-                let path = self.path(sequence);
+                let path = path(&self.home, &self.replica, sequence);
                 let io = |source| Error::Io { path: path.clone(), source };
                 let file =
                     OpenOptions::new().create_new(true).write(true).open(&path).map_err(io)?;
                 if self.durability == Durability::Disk {
-                    sync_directory(&self.directory)?;
+                    sync_directory(&self.home.join(&self.replica))?;
                 }
                 Segment { sequence, path, file, length: 0 }
             }
         };
         Ok(self.open.insert(open))
     }
+}
+
+fn path(home: &Path, replica: &str, sequence: u64) -> PathBuf {
+    home.join(replica).join(format!("{sequence:020}.journal"))
+}
+
+/// Takes the lock of a journal, which is made if need be; `None` when another process has it.
+fn lock(directory: &Path) -> Result<Option<File>, Error> {
+    let io = |source| Error::Io { path: directory.to_owned(), source };
+    fs::create_dir_all(directory).map_err(io)?;
+    let file = File::create(directory.join("lock")).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+/// As [`lock`], where it does not matter why not.
+fn lock_of(directory: &Path) -> Option<File> {
+    lock(directory).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a journal is not looked at");
+        None
+    })
+}
+
+/// The names in a directory.
+fn names(directory: &Path) -> Result<Vec<String>, Error> {
+    let io = |source| Error::Io { path: directory.to_owned(), source };
+    let entries = fs::read_dir(directory).map_err(io)?;
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+    names.collect::<io::Result<_>>().map_err(io)
+}
+
+/// The segments of a replica, oldest first.
+fn segments<R: DeserializeOwned>(home: &Path, replica: &str) -> Result<Vec<Left<R>>, Error> {
+    let mut left = Vec::new();
+    for name in names(&home.join(replica))? {
+        let number = name.strip_suffix(".journal").and_then(|number| number.parse().ok());
+        let Some(sequence) = number else { continue };
+        let path = path(home, replica, sequence);
+        let bytes = fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let (rows, sound) = rows(&bytes);
+        if sound < bytes.len() {
+            // The end of the last write before a kill: nobody was told that it was taken.
+            let lost = bytes.len() - sound;
+            tracing::warn!(path = %path.display(), bytes = lost, "an unfinished end is left out");
+        }
+        left.push(Left { replica: replica.to_owned(), sequence, rows });
+    }
+    left.sort_unstable_by_key(|left| left.sequence);
+    Ok(left)
 }
 
 /// Makes the names in a directory durable.

@@ -42,6 +42,9 @@ use writer::Writer;
 
 pub use rows::{EventRecord, RequestRecord};
 
+/// The name that stands for the host's.
+const AUTO: &str = "auto";
+
 /// Section `[events]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,7 +145,7 @@ impl Config {
 
     /// The name in file names.
     fn replica_name(&self) -> String {
-        if self.replica != "auto" {
+        if self.replica != AUTO {
             return self.replica.clone();
         }
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -191,15 +194,14 @@ enum Message<R> {
 }
 
 impl<R: Row + Serialize + DeserializeOwned> Log<R> {
-    /// As [`Log::start`], with a journal. Rows that the last process of this replica left in it are
-    /// written now.
+    /// As [`Log::start`], with a journal. Rows that ended processes left in theirs are written now.
     ///
     /// # Errors
     /// When the directory cannot be written, or another process of this name has its journal.
     pub fn durable(data_dir: &Path, config: &Config, health: Arc<Health>) -> Result<Self, Error> {
         config.check()?;
-        let replica = config.replica_name();
-        let (journal, left) = Journal::open(data_dir, &replica, config.durability)?;
+        let (replica, is_auto) = (config.replica_name(), config.replica == AUTO);
+        let (journal, left) = Journal::open(data_dir, &replica, is_auto, config.durability)?;
         Self::begin(data_dir, config, health, Some(journal), left)
     }
 }

@@ -263,7 +263,7 @@ fn a_torn_end_of_a_segment_costs_nobody_who_was_answered() {
     for torn in [&whole[..5], &whole[..40], &[255; 30]] {
         std::fs::write(&path, [&whole, torn].concat()).unwrap();
         let (_journal, left) =
-            Journal::open::<EventRecord>(after.path(), "r1", Durability::System).unwrap();
+            Journal::open::<EventRecord>(after.path(), "r1", false, Durability::System).unwrap();
         assert_eq!(left.len(), 1);
         let ids: Vec<_> = left[0].rows.iter().map(|row| row.event_id.as_str()).collect();
         assert_eq!(ids, ["a", "b"]);
@@ -298,4 +298,24 @@ fn a_journal_that_cannot_be_written_refuses_and_says_so() {
     assert_eq!(append(&log, vec![event("a", 1)]), Ok(Taken { rows: 1, known: vec![] }));
     drop(log);
     assert_eq!(ids(dir.path(), "1970-01-01"), ["a"]);
+}
+
+#[test]
+fn replicas_without_names_share_a_directory_and_adopt_what_a_gone_one_left() {
+    let (dir, gone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // A host that never comes back under its name.
+    let log = durable(gone.path());
+    append(&log, vec![event("a", 1)]).unwrap();
+    killed(gone.path(), dir.path());
+    let auto = Config { replica: AUTO.into(), ..config(10, 10) };
+    let start = || Log::<EventRecord>::durable(dir.path(), &auto, Arc::new(Health::new())).unwrap();
+    let (first, second) = (start(), start());
+    append(&first, vec![event("b", 2)]).unwrap();
+    append(&second, vec![event("c", 3)]).unwrap();
+    drop((first, second));
+    assert_eq!(ids(dir.path(), "1970-01-01"), ["a", "b", "c"]);
+    let names: Vec<_> =
+        std::fs::read_dir(dir.path().join("events/dt=1970-01-01")).unwrap().collect();
+    assert_eq!(names.len(), 3);
+    assert!(segments(dir.path()).is_empty());
 }

@@ -28,14 +28,15 @@ const GROUP_ROWS: usize = 10_000;
 
 /// Rows that end in files of one sequence, one a day.
 struct Batch<R> {
+    replica: String,
     sequence: u64,
     days: BTreeMap<String, Vec<R>>,
     rows: usize,
 }
 
 impl<R: Row> Batch<R> {
-    fn new(sequence: u64) -> Self {
-        Self { sequence, days: BTreeMap::new(), rows: 0 }
+    fn new(replica: &str, sequence: u64) -> Self {
+        Self { replica: replica.to_owned(), sequence, days: BTreeMap::new(), rows: 0 }
     }
 
     fn push(&mut self, row: R) {
@@ -53,7 +54,6 @@ struct Part<R> {
 
 pub(super) struct Writer<R> {
     root: PathBuf,
-    replica: String,
     config: Config,
     journal: Option<Journal>,
     seen: Seen,
@@ -75,9 +75,13 @@ impl<R: Row + Serialize> Writer<R> {
         health: Arc<Health>,
     ) -> Self {
         let mut seen = Seen::new(if journal.is_some() { config.ids_remembered } else { 0 });
-        let last = left.last().map_or(0, |left| left.sequence);
+        let replica = match &journal {
+            Some(journal) => journal.replica().to_owned(),
+            None => config.replica_name(),
+        };
+        let last = left.iter().map(|left| left.sequence).max().unwrap_or(0);
         let batch = |left: Left<R>| {
-            let mut batch = Batch::new(left.sequence);
+            let mut batch = Batch::new(&left.replica, left.sequence);
             for row in left.rows {
                 seen.insert(row.id());
                 batch.push(row);
@@ -87,13 +91,12 @@ impl<R: Row + Serialize> Writer<R> {
         let sealed = left.into_iter().map(batch).collect();
         Self {
             root,
-            replica: config.replica_name(),
             config: config.clone(),
             journal,
             seen,
             // File names go on where the last process of this replica stopped: microseconds since
             // the epoch are ahead of any count of files since then.
-            open: Batch::new(now_us().max(last + 1)),
+            open: Batch::new(&replica, now_us().max(last + 1)),
             sealed,
             waiting,
             health,
@@ -220,13 +223,14 @@ impl<R: Row + Serialize> Writer<R> {
             if let Some(journal) = &mut self.journal {
                 journal.seal();
             }
-            let next = Batch::new(now_us().max(self.open.sequence + 1));
+            let next = Batch::new(&self.open.replica, now_us().max(self.open.sequence + 1));
             self.sealed.push_back(std::mem::replace(&mut self.open, next));
         }
         let mut result = Ok(());
         for mut batch in std::mem::take(&mut self.sealed) {
             for (day, rows) in std::mem::take(&mut batch.days) {
-                match self.write_day(&day, batch.sequence, &rows) {
+                let name = format!("{}-{:020}.parquet", batch.replica, batch.sequence);
+                match self.write_day(&day, &name, &rows) {
                     Ok(()) => {
                         batch.rows -= rows.len();
                         monitor::logged(R::LOG, rows.len());
@@ -240,7 +244,9 @@ impl<R: Row + Serialize> Writer<R> {
                 }
             }
             match &self.journal {
-                Some(journal) if batch.days.is_empty() => journal.drop_segment(batch.sequence),
+                Some(journal) if batch.days.is_empty() => {
+                    journal.drop_segment(&batch.replica, batch.sequence);
+                }
                 _ => {}
             }
             if !batch.days.is_empty() {
@@ -255,11 +261,11 @@ impl<R: Row + Serialize> Writer<R> {
         result
     }
 
-    fn write_day(&self, day: &str, sequence: u64, rows: &[R]) -> Result<(), Error> {
+    fn write_day(&self, day: &str, name: &str, rows: &[R]) -> Result<(), Error> {
         let directory = self.root.join(format!("dt={day}"));
         std::fs::create_dir_all(&directory)
             .map_err(|source| Error::Io { path: directory.clone(), source })?;
-        let path = directory.join(format!("{}-{sequence:020}.parquet", self.replica));
+        let path = directory.join(name);
         let partial = path.with_extension("partial");
         let written = write_file(&partial, &R::batch(rows)).and_then(|()| {
             std::fs::rename(&partial, &path)

@@ -366,6 +366,14 @@ impl Server {
         (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
+    /// As [`Server::post`]; `None` when the server is gone.
+    pub fn try_post(&self, path: &str, body: &Value) -> Option<Reply> {
+        let request = self.agent.post(format!("{}{path}", self.url));
+        let mut response = request.content_type("application/json").send(body.to_string()).ok()?;
+        let text = response.body_mut().read_to_string().ok()?;
+        Some((response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::Null)))
+    }
+
     /// Changes items with the token of [`ITEMS_TOKEN`]: `POST`, `PATCH` or `DELETE`.
     pub fn change(&self, method: &str, path: &str, body: &Value) -> Reply {
         let url = format!("{}/v1/items{path}", self.url);
