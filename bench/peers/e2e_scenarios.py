@@ -199,8 +199,15 @@ def redis_down(args, record):
 def serving(args):
     body = json.dumps({"user_id": "u0000001"}).encode()
     request = urllib.request.Request(args.url, body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)["bundle_version"]
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.load(answer)["bundle_version"]
+        except urllib.error.HTTPError as error:
+            # Refused in a moment of overload; the generator counts those, this one only asks.
+            if error.code not in (429, 503):
+                raise
+            time.sleep(0.1)
 
 
 def second_name(registry, version):
