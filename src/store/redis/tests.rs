@@ -375,3 +375,74 @@ fn a_url_is_checked_and_its_password_is_not_shown() {
     zero.redis.pool_size = 0;
     assert!(zero.check().unwrap_err().to_string().contains("store.redis.pool_size = 0"));
 }
+
+#[tokio::test]
+async fn materialized_users_are_read_whole_and_a_list_that_is_there_stays() {
+    let Some(server) = Server::shared() else { return };
+    let (fit, raw, table) = (Arc::new(fit("t", 2)), server.raw().await, table());
+    let (known, fresh) = (someone(), someone());
+    let mut own = Vec::new();
+    list::push(&mut own, "own", 7);
+    set(&raw, format!("sl:hist:{}", known.0), &own).await;
+    let mut config = config(&server.url);
+    config.live.history_max = 2;
+    let into = materialize::Materializer::connect(&config, false).await.unwrap();
+    let embedding = Embedding { sequence: 5, vector: Arc::from([0.6, 0.8]) };
+    let user = |id| materialize::Materialized {
+        id,
+        row: table.find("ann"),
+        embedding: Some(embedding.clone()),
+        history: vec![("a", 1), ("b", 2), ("c", 3)],
+    };
+    into.write(&fit, 0, &[user(&known.0), user(&fresh.0)]).await.unwrap();
+    let lists = into.histories(&[&known.0, &someone().0]).await.unwrap();
+    assert_eq!((lists[0].bytes(), lists[1].is_empty()), (&own[..], true));
+    let users = open(config).await;
+    let state = users.read(&fit, &known, nobody(), 0).await;
+    assert_eq!(sorted(&state), [("own".to_owned(), 7)]);
+    let state = users.read(&fit, &fresh, nobody(), 0).await;
+    assert_eq!(sorted(&state), [("b".to_owned(), 2), ("c".to_owned(), 3)]);
+    assert_eq!((state.embedding, state.degraded), (Some(embedding), None));
+    let record = state.record.unwrap();
+    assert_eq!((record.row().value(0), record.row().map(0).get(7.0)), (33.0, 0.25));
+    for key in ["sl:feat:", "sl:emb:t:", "sl:hist:"] {
+        let ttl_s: i64 = raw.ttl(format!("{key}{}", fresh.0)).await.unwrap();
+        assert!(ttl_s > 600_000, "{key} expires in {ttl_s} s");
+    }
+}
+
+#[tokio::test]
+async fn materializing_into_a_redis_that_is_down_is_an_error() {
+    let mut config = config(&format!("redis://:secret@127.0.0.1:{}", free_port()));
+    config.redis.connect_timeout_ms = 50;
+    let Err(error) = materialize::Materializer::connect(&config, false).await else {
+        panic!("connected to nothing")
+    };
+    let error = error.to_string();
+    assert!(error.contains("no connection in 50 ms") && !error.contains("secret"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_materialized_for_feast_is_read_as_feasts() {
+    let Some(server) = Server::shared() else { return };
+    let (fit, table, user) = (Arc::new(fit("t", 2)), table(), someone());
+    let mut config = config(&server.url);
+    config.users = UsersIn::Feast;
+    config.feast.project = "shop".to_owned();
+    config.feast.views = toml::from_str::<toml::Table>(
+        "views = [{ name = \"stats\", ttl_s = 10, features = { age = \"users.age\" } }]",
+    )
+    .unwrap()["views"]
+        .clone()
+        .try_into()
+        .unwrap();
+    let into = materialize::Materializer::connect(&config, true).await.unwrap();
+    let row = table.find("ann");
+    let ann = materialize::Materialized { id: &user.0, row, embedding: None, history: Vec::new() };
+    into.write(&fit, 5_000, &[ann]).await.unwrap();
+    let value = |state: crate::store::UserState| state.record.map(|r| r.row().value(0));
+    let users = open(config.clone()).await;
+    assert_eq!(value(users.read(&fit, &user, nobody(), 15_000).await), Some(33.0));
+    let later = open(config).await.read(&fit, &user, nobody(), 15_001).await;
+    assert_eq!(value(later), None, "older than the view's ttl_s");
+}

@@ -139,6 +139,19 @@ impl World {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
+    /// Fills the Redis that the settings name with the bundle's users.
+    pub fn materialize(&self, more: &[(&str, &str)], what: &[&str]) {
+        let output = Command::new(SHORTLIST)
+            .arg("--config")
+            .arg(self.configuration(more))
+            .args(["features", "materialize"])
+            .args(what)
+            .output()
+            .unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "materialize: {}\n{log}", output.status);
+    }
+
     /// Where the pipeline worked.
     pub fn work(&self) -> PathBuf {
         self.dir.join("work")
