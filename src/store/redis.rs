@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::{Client, Pool};
-use fred::interfaces::{ClientLike, HashesInterface, KeysInterface};
+use fred::interfaces::{ClientLike, EventInterface, HashesInterface, KeysInterface};
 use fred::types::config::{Config as FredConfig, ReconnectPolicy};
 use fred::types::{Builder, Value};
 use serde::Deserialize;
@@ -125,6 +125,22 @@ impl Config {
 
 const SCHEMES: [&str; 3] = ["redis://", "redis-cluster://", "redis-sentinel://"];
 
+/// Connects, and waits for the first connection of each of the pool; what went wrong last when
+/// there is none by then. It goes on trying.
+async fn connected(pool: &Pool, wait_ms: u64) -> Result<(), String> {
+    let mut errors = pool.next().error_rx();
+    drop(pool.connect_pool());
+    let connected = pool.wait_for_connect();
+    match tokio::time::timeout(Duration::from_millis(wait_ms), connected).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => match errors.try_recv() {
+            Ok((error, _)) => Err(error.to_string()),
+            Err(_) => Err("no answer".to_owned()),
+        },
+    }
+}
+
 /// Connections, a task that writes, and a memory of failures.
 pub(super) struct Redis {
     pool: Pool,
@@ -154,14 +170,13 @@ impl Redis {
         let builder = config.builder()?;
         let setup = |error: fred::error::Error| Error::Client { reason: error.to_string() };
         let pool = builder.build_pool(config.pool_size).map_err(setup)?;
-        drop(pool.connect_pool());
-        let wait = Duration::from_millis(config.connect_timeout_ms);
         let breaker = Arc::new(Breaker::new(config.failures_until_pause, config.pause_ms, health));
-        match tokio::time::timeout(wait, pool.wait_for_connect()).await {
-            Ok(Ok(())) => breaker.succeeded(),
-            _ => {
+        match connected(&pool, config.connect_timeout_ms).await {
+            Ok(()) => breaker.succeeded(),
+            Err(reason) => {
                 tracing::warn!(
                     url = without_password(&config.url),
+                    reason,
                     "Redis does not answer; serving without it and retrying"
                 );
                 breaker.open();

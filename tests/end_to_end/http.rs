@@ -345,7 +345,7 @@ fn materialized_users_are_found_and_not_encoded_again() {
     let url = format!("\"redis://{}\"", redis.address);
     let world = world();
     let embedded = shared();
-    world.materialize(&with_redis(&url), &["--embeddings", "--histories"]);
+    world.features(&with_redis(&url), &["materialize", "--embeddings", "--histories"]);
     let server = Server::start(world, &with_redis(&url));
     for user in &world.users {
         let ask = json!({"user_id": user});

@@ -419,7 +419,7 @@ async fn materializing_into_a_redis_that_is_down_is_an_error() {
         panic!("connected to nothing")
     };
     let error = error.to_string();
-    assert!(error.contains("no connection in 50 ms") && !error.contains("secret"), "{error}");
+    assert!(error.contains("no connection in 50 ms: ") && !error.contains("secret"), "{error}");
 }
 
 #[tokio::test]
@@ -428,18 +428,19 @@ async fn what_is_materialized_for_feast_is_read_as_feasts() {
     let (fit, table, user) = (Arc::new(fit("t", 2)), table(), someone());
     let mut config = config(&server.url);
     config.users = UsersIn::Feast;
-    config.feast.project = "shop".to_owned();
-    config.feast.views = toml::from_str::<toml::Table>(
-        "views = [{ name = \"stats\", ttl_s = 10, features = { age = \"users.age\" } }]",
+    config.feast = toml::from_str(
+        "project = 'shop'\njoin_key = 'user_id'\njoin_key_type = 'string'\nkey_ttl_s = 100\n\
+         views = [{ name = 'stats', ttl_s = 10, features = { age = 'users.age' } }]",
     )
-    .unwrap()["views"]
-        .clone()
-        .try_into()
-        .unwrap();
+    .unwrap();
     let into = materialize::Materializer::connect(&config, true).await.unwrap();
-    let row = table.find("ann");
-    let ann = materialize::Materialized { id: &user.0, row, embedding: None, history: Vec::new() };
-    into.write(&fit, 5_000, &[ann]).await.unwrap();
+    let row =
+        |row| [materialize::Materialized { id: &user.0, row, embedding: None, history: vec![] }];
+    assert_eq!(into.write(&fit, 5_000, &row(table.find("ann"))).await.unwrap(), 0);
+    assert_eq!(into.write(&fit, 5_000, &row(nobody())).await.unwrap(), 1, "as new already");
+    let key = crate::store::feast::Feast::new(&config.feast).key(&user.0).unwrap();
+    let ttl_s: i64 = server.raw().await.ttl(key).await.unwrap();
+    assert!((90..=100).contains(&ttl_s), "expires in {ttl_s} s");
     let value = |state: crate::store::UserState| state.record.map(|r| r.row().value(0));
     let users = open(config.clone()).await;
     assert_eq!(value(users.read(&fit, &user, nobody(), 15_000).await), Some(33.0));
