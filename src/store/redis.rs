@@ -10,6 +10,7 @@
 //! A read is one MGET of the four (docs/decisions/0006). Lists are strings that writers append to,
 //! atomically in any number; whoever finds one twice too long cuts it by a script.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use crate::monitor::{self, Cache, Health, Hit};
 mod breaker;
 pub mod materialize;
 mod threads;
+mod tls;
 mod writes;
 
 use breaker::Breaker;
@@ -41,8 +43,11 @@ use writes::{Write, Writer};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `redis://[user:password@]host:port[/db]`, or `redis-cluster://` or `redis-sentinel://`.
+    /// `redis://[user:password@]host:port[/db]`, or `redis-cluster://` or `redis-sentinel://`; with
+    /// `rediss` over TLS.
     pub url: String,
+    /// Who vouches for a server behind TLS, PEM; empty takes the system's authorities.
+    pub tls_ca_file: PathBuf,
     /// Connections for writes, and for reads of threads that have none of their own.
     pub pool_size: usize,
     /// Threads that get a connection of their own for their reads.
@@ -87,12 +92,22 @@ impl Config {
             url: without_password(&self.url),
             reason: reason.to_owned(),
         };
-        // The client takes other words for a host name; TLS is not compiled in.
+        // The client takes other words for a host name.
         if !SCHEMES.iter().any(|scheme| self.url.starts_with(scheme)) {
             return Err(refuse(&format!("it begins with none of {}", SCHEMES.join(" "))));
         }
-        let mut config =
-            FredConfig::from_url(&self.url).map_err(|error| refuse(error.details()))?;
+        let tls = self.url.starts_with("rediss");
+        if !tls && !self.tls_ca_file.as_os_str().is_empty() {
+            return Err(refuse(
+                "store.redis.tls_ca_file is set, and this is without TLS: rediss://",
+            ));
+        }
+        // The client would ask for the system's authorities, needed or not.
+        let plain = if tls { self.url.replacen("rediss", "redis", 1) } else { self.url.clone() };
+        let mut config = FredConfig::from_url(&plain).map_err(|error| refuse(error.details()))?;
+        if tls {
+            config.tls = Some(tls::config(&self.tls_ca_file)?.into());
+        }
         // A Redis that is down at the start is like one that goes down later: retried.
         config.fail_fast = false;
         Ok(config)
@@ -123,7 +138,14 @@ impl Config {
     }
 }
 
-const SCHEMES: [&str; 3] = ["redis://", "redis-cluster://", "redis-sentinel://"];
+const SCHEMES: [&str; 6] = [
+    "redis://",
+    "redis-cluster://",
+    "redis-sentinel://",
+    "rediss://",
+    "rediss-cluster://",
+    "rediss-sentinel://",
+];
 
 /// Connects, and waits for the first connection of each of the pool; what went wrong last when
 /// there is none by then. It goes on trying.

@@ -2,6 +2,7 @@
 //! or count it start their own. Users have ids that no other test uses, since a Redis may be shared.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -446,4 +447,74 @@ async fn what_is_materialized_for_feast_is_read_as_feasts() {
     assert_eq!(value(users.read(&fit, &user, nobody(), 15_000).await), Some(33.0));
     let later = open(config).await.read(&fit, &user, nobody(), 15_001).await;
     assert_eq!(value(later), None, "older than the view's ttl_s");
+}
+
+/// A certificate of its own for 127.0.0.1, and its key, as PEM files; `None` without openssl.
+fn certificate(dir: &Path) -> Option<(String, String)> {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let (pem, key) = (path("own.pem"), path("own.key"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=test"])
+        .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-out", &pem, "-keyout", &key])
+        .output();
+    match made {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr))
+        }
+        Err(error) => {
+            eprintln!("skipped: no openssl ({error})");
+            return None;
+        }
+    }
+    Some((pem, key))
+}
+
+#[tokio::test]
+async fn over_tls_a_redis_is_used_if_its_certificate_is_vouched_for() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some((pem, key)) = certificate(dir.path()) else { return };
+    let Some((another, _)) = certificate(other.path()) else { return };
+    // Ends at once in either case, and says which word it did not like.
+    let probe = Command::new("redis-server").args(["--tls-port", "0", "--port", "x"]).output();
+    if probe.is_ok_and(|said| String::from_utf8_lossy(&said.stderr).contains("'tls-port")) {
+        eprintln!("skipped: this redis-server has no TLS");
+        return;
+    }
+    let port = free_port();
+    let tls_port = port.to_string();
+    let more = ["--port", "0", "--tls-port", &tls_port, "--tls-cert-file", &pem];
+    let files = ["--tls-key-file", &key, "--tls-ca-cert-file", &pem, "--tls-auth-clients", "no"];
+    let Some(_server) = Server::start(port, &[&more[..], &files].concat()) else { return };
+    let mut config = config(&format!("rediss://127.0.0.1:{port}"));
+    config.redis.tls_ca_file = pem.into();
+    let (fit, user) = (Arc::new(fit("t", 2)), someone());
+    let first = open(config.clone()).await;
+    first.extend(&user, List::History, [("a", 1)]);
+    first.flush().await;
+    let state = open(config.clone()).await.read(&fit, &user, nobody(), 0).await;
+    assert_eq!((sorted(&state), state.degraded), (vec![("a".to_owned(), 1)], None));
+
+    config.redis.connect_timeout_ms = 1000;
+    config.redis.tls_ca_file = another.into();
+    let refused = |config: super::super::Config| async move {
+        materialize::Materializer::connect(&config, false).await.err().unwrap().to_string()
+    };
+    let error = refused(config.clone()).await;
+    assert!(error.contains("InvalidCertificate"), "{error}");
+    config.redis.url = format!("rediss://localhost:{port}");
+    config.redis.tls_ca_file = dir.path().join("own.pem");
+    let error = refused(config.clone()).await;
+    assert!(error.contains("InvalidCertificate"), "the name is checked: {error}");
+
+    config.redis.url = format!("redis://127.0.0.1:{port}");
+    let error = config.check().unwrap_err().to_string();
+    assert!(error.contains("tls_ca_file is set"), "{error}");
+    config.redis.url = format!("rediss://:secret@127.0.0.1:{port}");
+    for (file, part) in [("none.pem", "No such file"), ("own.key", "no certificate in it")] {
+        config.redis.tls_ca_file = dir.path().join(file);
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains(part), "{error}");
+    }
 }
