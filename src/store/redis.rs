@@ -70,7 +70,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Refuses what [`Redis::connect`] could not use.
+    /// Refuses what `Redis::connect` could not use.
     pub fn check(&self) -> Result<(), Error> {
         self.fred()?;
         super::nonzero(&[
