@@ -2,10 +2,10 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check demo clean-demo serve bench-forest bench-index bench-e2e fuzz sanitize
+.PHONY: help setup build test test-feast check demo clean-demo serve bench-forest bench-index bench-e2e fuzz sanitize
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing; quiet when nothing is
 	@tools/setup.sh all
@@ -15,6 +15,9 @@ build: ## build the release binary
 
 test: ## what CI runs: build, fmt, clippy, every test against a Redis of its own
 	@tools/test.sh
+
+test-feast: ## the real Feast and Shortlist read from Redis what the other wrote; installs Feast in the cache
+	@tools/test-feast.sh
 
 check: test ## test, plus documentation, the serving-only build and cargo-deny
 	@tools/check.sh

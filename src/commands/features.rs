@@ -1,4 +1,4 @@
-//! `shortlist features`: schemas, and users' features in Redis.
+//! `shortlist features`: schemas, and users' features in Redis and for Feast.
 
 use std::path::PathBuf;
 
@@ -8,6 +8,7 @@ use clap::Subcommand;
 use crate::config::{self, Config};
 use crate::features::Schema;
 
+mod feast;
 mod materialize;
 #[cfg(feature = "etl")]
 mod suggest;
@@ -32,11 +33,13 @@ enum Command {
         /// A features.toml.
         file: PathBuf,
     },
+    /// Print a bundle's columns of users as Feast's definitions in Python.
+    Feast(feast::Args),
     /// Fill the Redis of store.redis with a bundle's users, so that the first requests find them.
     Materialize(materialize::Args),
 }
 
-/// Runs the command; only `materialize` reads the configuration.
+/// Runs the command; only `feast` and `materialize` read the configuration.
 pub fn run(args: &Args, load: impl FnOnce() -> Result<Config, config::Error>) -> Result<()> {
     match &args.command {
         #[cfg(feature = "etl")]
@@ -47,6 +50,7 @@ pub fn run(args: &Args, load: impl FnOnce() -> Result<Config, config::Error>) ->
                 println!("{:<8} {}", format!("{:?}", feature.scope).to_lowercase(), feature.name);
             }
         }
+        Command::Feast(args) => feast::run(args, &load()?)?,
         Command::Materialize(args) => materialize::run(args, &load()?)?,
     }
     Ok(())

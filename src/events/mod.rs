@@ -7,7 +7,7 @@
 //!                                                  v
 //!                    {data}/{log}/dt=YYYY-MM-DD/{replica}-{sequence}.parquet
 //! ```
-//! The event log is durable: a row is acknowledged when it is in the journal ([`journal`]), and ends
+//! The event log is durable: a row is acknowledged when it is in the journal (`journal`), and ends
 //! in one file, once, however the process ends. Whoever waits at the same time shares one sync. An
 //! event that is sent again is recognised by its id and taken only once. The request log has no
 //! journal: its callers do not wait.

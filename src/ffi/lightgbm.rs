@@ -6,7 +6,7 @@
 //!
 //! Invariant: LightGBM is entered by one thread at a time. Its thread count is a process-wide
 //! variable that it reads again and again to size and to index per-thread buffers, so that two calls
-//! with different counts write out of bounds. Every call that reaches the library holds [`LIBRARY`].
+//! with different counts write out of bounds. Every call that reaches the library holds `LIBRARY`.
 //! This module must not know what a column means.
 
 use std::borrow::Cow;

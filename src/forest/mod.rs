@@ -12,7 +12,7 @@
 //! feature     0 1 2 .. c-1                           c: row 0, row 1, ..   c+1: row 0, ..
 //! ```
 //! Invariant: every tree is a tree. Each node and each leaf is reached from the root exactly once,
-//! so a walk ends; [`text`] refuses everything else.
+//! so a walk ends; `text` refuses everything else.
 
 mod bytes;
 mod compiled;

@@ -2,7 +2,7 @@
 //!
 //! Metrics go to the global `metrics` recorder, which [`install`] sets once; before that, and in
 //! programs that never install it, every function here does nothing. Names begin with
-//! `shortlist_`, every label is one of a closed set ([`labels`]), and counting is an atomic add.
+//! `shortlist_`, every label is one of a closed set (`labels`), and counting is an atomic add.
 //!
 //! Imported by everything above tier 1; imports nothing of tier 2.
 

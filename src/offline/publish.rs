@@ -25,7 +25,7 @@ pub fn write_tables(dir: &Path, loaded: &Loaded, as_of: &AsOf) -> Result<()> {
     Ok(())
 }
 
-/// What [`manifest`] cannot read from the files.
+/// What `manifest()` cannot read from the files.
 pub struct About<'a> {
     pub tower_version: &'a str,
     pub schema_fingerprint: &'a str,

@@ -24,6 +24,8 @@ pub struct Config {
     pub join_key: String,
     pub join_key_type: KeyType,
     pub views: Vec<View>,
+    /// A hash that is written here expires after this, seconds; 0 never does.
+    pub key_ttl_s: u64,
 }
 
 /// A feature view.
@@ -33,7 +35,7 @@ pub struct View {
     pub name: String,
     /// A row older than this is not used, seconds; 0 is never too old.
     pub ttl_s: u64,
-    /// From Feast's names of features to columns of users.
+    /// From Feast's names of features to columns of users; moments are epoch days there.
     pub features: BTreeMap<String, String>,
 }
 
@@ -81,6 +83,16 @@ impl Feast {
         self.fields.clone()
     }
 
+    /// The fields that say how new a user's views are, in the order of the configuration.
+    pub fn time_fields(&self) -> Vec<Key> {
+        self.config.views.iter().map(|view| Key::from(codec::time_field(&view.name))).collect()
+    }
+
+    /// After how many seconds a hash expires, if ever.
+    pub fn key_ttl_s(&self) -> Option<i64> {
+        Some(self.config.key_ttl_s as i64).filter(|&ttl_s| ttl_s > 0)
+    }
+
     /// Refuses a mapping to columns that the bundle does not have.
     pub fn check(&self, fit: &Fit) -> Result<(), Error> {
         let mut columns = self.config.views.iter().flat_map(|view| view.features.values());
@@ -90,15 +102,32 @@ impl Feast {
         }
     }
 
-    /// Fields and values of a user's hash, true at `time_ms`; the fields of [`Feast::fields`].
-    pub fn hash(&self, fit: &Fit, user: UserRow<'_>, time_ms: i64) -> Vec<(Key, Reply)> {
-        let written = self.config.views.iter().flat_map(|view| {
+    /// Fields and values of a user's hash, true at `time_ms`, and the number of views that are left
+    /// out: as Feast does, those whose row in Redis is as new. `times` answers
+    /// [`Feast::time_fields`].
+    pub fn hash(
+        &self,
+        fit: &Fit,
+        user: UserRow<'_>,
+        time_ms: i64,
+        times: &[Reply],
+    ) -> (Vec<(Key, Reply)>, usize) {
+        let (mut hash, mut left_out) = (Vec::with_capacity(self.fields.len()), 0);
+        let mut fields = &self.fields[..];
+        for (view, time) in self.config.views.iter().zip(times) {
+            let (own, others) = fields.split_at(1 + view.features.len());
+            fields = others;
+            if time.as_bytes().and_then(codec::time_ms).is_some_and(|there_ms| there_ms >= time_ms)
+            {
+                left_out += 1;
+                continue;
+            }
             let features = view.features.values();
-            std::iter::once(codec::time_bytes(time_ms))
-                .chain(features.map(|column| codec::value_bytes(&feast_value(fit, user, column))))
-        });
-        let values = written.map(|bytes| Reply::Bytes(bytes.into()));
-        self.fields.iter().cloned().zip(values).collect()
+            let values = std::iter::once(codec::time_bytes(time_ms))
+                .chain(features.map(|column| codec::value_bytes(&feast_value(fit, user, column))));
+            hash.extend(own.iter().cloned().zip(values.map(|bytes| Reply::Bytes(bytes.into()))));
+        }
+        (hash, left_out)
     }
 
     /// The user with Feast's values at `now_ms` in the place of the bundle's; `None` when Feast has
@@ -123,20 +152,17 @@ impl Feast {
             });
             for column in view.features.values() {
                 let (Some(bytes), true) = (replies.next().flatten(), lives) else { continue };
-                match (codec::value(bytes), fit.column(column)) {
-                    (Some(value), Some((at, dictionary))) => {
-                        let number = match value {
-                            Value::Null => f32::NAN,
-                            Value::Number(number) => number as f32,
-                            Value::Text(text) => {
-                                dictionary.map_or(f32::NAN, |known| known.feature(Some(&text)))
-                            }
-                        };
-                        record.get_or_insert_with(|| fit.record(base)).set(at, number);
+                let Some((at, dictionary)) = fit.column(column) else { continue };
+                let number = match (codec::value(bytes), dictionary) {
+                    (Some(Value::Null), _) => f32::NAN,
+                    (Some(Value::Number(number)), None) => number as f32,
+                    (Some(Value::Text(text)), Some(known)) => known.feature(Some(&text)),
+                    _ => {
+                        damaged();
+                        continue;
                     }
-                    (None, _) => damaged(),
-                    (_, None) => {}
-                }
+                };
+                record.get_or_insert_with(|| fit.record(base)).set(at, number);
             }
         }
         record

@@ -26,7 +26,7 @@ pub struct Fit {
 /// A user's vector and the history that it was made from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
-    /// See [`sequence`].
+    /// See [`Embedding::sequence()`].
     pub sequence: u64,
     pub vector: Arc<[f32]>,
 }

@@ -10,11 +10,12 @@
 //! A read is one MGET of the four (docs/decisions/0006). Lists are strings that writers append to,
 //! atomically in any number; whoever finds one twice too long cuts it by a script.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::{Client, Pool};
-use fred::interfaces::{ClientLike, HashesInterface, KeysInterface};
+use fred::interfaces::{ClientLike, EventInterface, HashesInterface, KeysInterface};
 use fred::types::config::{Config as FredConfig, ReconnectPolicy};
 use fred::types::{Builder, Value};
 use serde::Deserialize;
@@ -31,6 +32,7 @@ use crate::monitor::{self, Cache, Health, Hit};
 mod breaker;
 pub mod materialize;
 mod threads;
+mod tls;
 mod writes;
 
 use breaker::Breaker;
@@ -41,8 +43,11 @@ use writes::{Write, Writer};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `redis://[user:password@]host:port[/db]`, or `redis-cluster://` or `redis-sentinel://`.
+    /// `redis://[user:password@]host:port[/db]`, or `redis-cluster://` or `redis-sentinel://`; with
+    /// `rediss` over TLS.
     pub url: String,
+    /// Who vouches for a server behind TLS, PEM; empty takes the system's authorities.
+    pub tls_ca_file: PathBuf,
     /// Connections for writes, and for reads of threads that have none of their own.
     pub pool_size: usize,
     /// Threads that get a connection of their own for their reads.
@@ -65,7 +70,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Refuses what [`Redis::connect`] could not use.
+    /// Refuses what `Redis::connect` could not use.
     pub fn check(&self) -> Result<(), Error> {
         self.fred()?;
         super::nonzero(&[
@@ -87,12 +92,22 @@ impl Config {
             url: without_password(&self.url),
             reason: reason.to_owned(),
         };
-        // The client takes other words for a host name; TLS is not compiled in.
+        // The client takes other words for a host name.
         if !SCHEMES.iter().any(|scheme| self.url.starts_with(scheme)) {
             return Err(refuse(&format!("it begins with none of {}", SCHEMES.join(" "))));
         }
-        let mut config =
-            FredConfig::from_url(&self.url).map_err(|error| refuse(error.details()))?;
+        let tls = self.url.starts_with("rediss");
+        if !tls && !self.tls_ca_file.as_os_str().is_empty() {
+            return Err(refuse(
+                "store.redis.tls_ca_file is set, and this is without TLS: rediss://",
+            ));
+        }
+        // The client would ask for the system's authorities, needed or not.
+        let plain = if tls { self.url.replacen("rediss", "redis", 1) } else { self.url.clone() };
+        let mut config = FredConfig::from_url(&plain).map_err(|error| refuse(error.details()))?;
+        if tls {
+            config.tls = Some(tls::config(&self.tls_ca_file)?.into());
+        }
         // A Redis that is down at the start is like one that goes down later: retried.
         config.fail_fast = false;
         Ok(config)
@@ -123,7 +138,30 @@ impl Config {
     }
 }
 
-const SCHEMES: [&str; 3] = ["redis://", "redis-cluster://", "redis-sentinel://"];
+const SCHEMES: [&str; 6] = [
+    "redis://",
+    "redis-cluster://",
+    "redis-sentinel://",
+    "rediss://",
+    "rediss-cluster://",
+    "rediss-sentinel://",
+];
+
+/// Connects, and waits for the first connection of each of the pool; what went wrong last when
+/// there is none by then. It goes on trying.
+async fn connected(pool: &Pool, wait_ms: u64) -> Result<(), String> {
+    let mut errors = pool.next().error_rx();
+    drop(pool.connect_pool());
+    let connected = pool.wait_for_connect();
+    match tokio::time::timeout(Duration::from_millis(wait_ms), connected).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => match errors.try_recv() {
+            Ok((error, _)) => Err(error.to_string()),
+            Err(_) => Err("no answer".to_owned()),
+        },
+    }
+}
 
 /// Connections, a task that writes, and a memory of failures.
 pub(super) struct Redis {
@@ -154,14 +192,13 @@ impl Redis {
         let builder = config.builder()?;
         let setup = |error: fred::error::Error| Error::Client { reason: error.to_string() };
         let pool = builder.build_pool(config.pool_size).map_err(setup)?;
-        drop(pool.connect_pool());
-        let wait = Duration::from_millis(config.connect_timeout_ms);
         let breaker = Arc::new(Breaker::new(config.failures_until_pause, config.pause_ms, health));
-        match tokio::time::timeout(wait, pool.wait_for_connect()).await {
-            Ok(Ok(())) => breaker.succeeded(),
-            _ => {
+        match connected(&pool, config.connect_timeout_ms).await {
+            Ok(()) => breaker.succeeded(),
+            Err(reason) => {
                 tracing::warn!(
                     url = without_password(&config.url),
+                    reason,
                     "Redis does not answer; serving without it and retrying"
                 );
                 breaker.open();

@@ -50,6 +50,13 @@ pub enum UsersIn {
 pub enum Error {
     #[error("store.redis.url = \"{url}\": {reason}; give redis://[user:password@]host:port[/db]")]
     Url { url: String, reason: String },
+    #[error("store.redis.tls_ca_file = \"{path}\": {reason}")]
+    TlsFile { path: PathBuf, reason: String },
+    #[error(
+        "store.redis.url asks for TLS and this system knows no certificate authority: install \
+         ca-certificates, or name a PEM file by store.redis.tls_ca_file"
+    )]
+    TlsAuthorities,
     #[error("{key} = 0: give at least 1")]
     Zero { key: &'static str },
     #[error("{key} is empty: `store.users = \"feast\"` reads by it")]

@@ -340,6 +340,26 @@ fn an_embedding_goes_to_redis_and_the_next_process_finds_it_there() {
 }
 
 #[test]
+fn materialized_users_are_found_and_not_encoded_again() {
+    let Some(redis) = Redis::own() else { return };
+    let url = format!("\"redis://{}\"", redis.address);
+    let world = world();
+    let embedded = shared();
+    world.features(&with_redis(&url), &["materialize", "--embeddings", "--histories"]);
+    let server = Server::start(world, &with_redis(&url));
+    for user in &world.users {
+        let ask = json!({"user_id": user});
+        assert_eq!(ids(&server.recommend(ask.clone())), ids(&embedded.recommend(ask)), "{user}");
+    }
+    let lookups = |result: &str| {
+        let series = "shortlist_cache_lookups_total{cache=\"embedding\",result=";
+        server.metric(&format!("{series}\"{result}\"}}"))
+    };
+    assert_eq!(lookups("hit"), world.users.len() as f64);
+    assert_eq!((lookups("miss"), lookups("stale")), (0.0, 0.0), "nothing was encoded");
+}
+
+#[test]
 fn without_redis_the_answer_is_the_same() {
     let Some(mut redis) = Redis::own() else { return };
     let url = format!("\"redis://{}\"", redis.address);

@@ -2,6 +2,7 @@
 //! once a test run.
 
 mod events;
+mod feast;
 mod http;
 mod kuairand;
 mod leak;

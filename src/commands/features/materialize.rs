@@ -1,6 +1,7 @@
 //! `shortlist features materialize`: a bundle's users into Redis, a batch a thread at a time.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -57,7 +58,8 @@ pub fn run(args: &Args, config: &Config) -> Result<()> {
     let bar = ProgressBar::new(users as u64).with_style(style).with_message("users");
     let items = bundle.items.view();
     let (bundle, items, fit, into, runtime) = (&bundle, &items, &fit, &into, &runtime);
-    let work = Work { args, bundle, items, fit, into, runtime };
+    let left_out = &AtomicUsize::new(0);
+    let work = Work { args, bundle, items, fit, into, runtime, left_out };
     let since = Instant::now();
     pool.install(|| {
         (0..users).into_par_iter().step_by(batch).try_for_each_init(
@@ -72,6 +74,9 @@ pub fn run(args: &Args, config: &Config) -> Result<()> {
     bar.finish_and_clear();
     let took_s = since.elapsed().as_secs_f64();
     println!("{users} users in {took_s:.1} s, {:.0} a second", users as f64 / took_s);
+    if args.feast {
+        println!("{} rows of Feast are as new and stay", left_out.load(Relaxed));
+    }
     Ok(())
 }
 
@@ -83,6 +88,8 @@ struct Work<'a> {
     fit: &'a Fit,
     into: &'a Materializer,
     runtime: &'a Runtime,
+    /// Rows of Feast that are as new.
+    left_out: &'a AtomicUsize,
 }
 
 impl<'a> Work<'a> {
@@ -101,7 +108,9 @@ impl<'a> Work<'a> {
             }
         }
         let as_of_ms = self.bundle.manifest.as_of_ms;
-        Ok(self.runtime.block_on(self.into.write(self.fit, as_of_ms, &users))?)
+        let left_out = self.runtime.block_on(self.into.write(self.fit, as_of_ms, &users))?;
+        self.left_out.fetch_add(left_out, Relaxed);
+        Ok(())
     }
 
     /// A user without an embedding yet.

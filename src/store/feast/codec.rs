@@ -12,6 +12,7 @@
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     Null,
+    /// Moments are epoch days, as every column of users has them.
     Number(f64),
     Text(String),
 }
@@ -70,7 +71,10 @@ pub fn value(bytes: &[u8]) -> Option<Value> {
     Some(match (field, found) {
         (2, Wire::Bytes(text)) => Value::Text(std::str::from_utf8(text).ok()?.to_owned()),
         // Protobuf extends the sign of 32 bits to 64.
-        (3 | 4 | 8, Wire::Varint(value)) => Value::Number(value as i64 as f64),
+        (3 | 4, Wire::Varint(value)) => Value::Number(value as i64 as f64),
+        // Feast's own words for a moment that is null.
+        (8, Wire::Varint(value)) if value as i64 == i64::MIN => Value::Null,
+        (8, Wire::Varint(seconds)) => Value::Number(seconds as i64 as f64 / 86_400.0),
         (5, Wire::Fixed64(bits)) => Value::Number(f64::from_bits(bits)),
         (6, Wire::Fixed32(bits)) => Value::Number(f32::from_bits(bits).into()),
         (7, Wire::Varint(value)) => Value::Number((value != 0).into()),
@@ -208,7 +212,7 @@ mod tests {
 
     #[test]
     fn values_of_every_single_type_are_read() {
-        let cases: [(&[u8], Value); 9] = [
+        let cases: [(&[u8], Value); 10] = [
             (&[], Value::Null),
             (&[0x12, 2, b'h', b'i'], Value::Text("hi".into())),
             (&[0x18, 7], Value::Number(7.0)),
@@ -217,7 +221,8 @@ mod tests {
             (&[0x35, 0, 0, 0xc0, 0x3f], Value::Number(1.5)),
             (&[0x38, 1], Value::Number(1.0)),
             (&[0x38, 0], Value::Number(0.0)),
-            (&[0x40, 0x80, 1], Value::Number(128.0)),
+            (&[0x40, 0x80, 0xa3, 5], Value::Number(1.0)),
+            (&[0x40, 128, 128, 128, 128, 128, 128, 128, 128, 128, 1], Value::Null),
         ];
         for (bytes, expected) in cases {
             assert_eq!(value(bytes), Some(expected), "{bytes:?}");

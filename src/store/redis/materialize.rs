@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::super::feast::Feast;
 use super::super::list::{self, ItemList};
 use super::super::{self as store, Embedding, Fit, List};
-use super::{embedding_key, feature_key, list_key, without_password};
+use super::{connected, embedding_key, feature_key, list_key, without_password};
 use crate::features::UserRow;
 
 /// Section `[store.materialize]`.
@@ -41,8 +41,8 @@ impl Config {
 pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
-    #[error("store.redis.url = \"{url}\": no connection in {wait_ms} ms; start Redis there")]
-    Unreachable { url: String, wait_ms: u64 },
+    #[error("store.redis.url = \"{url}\": no connection in {wait_ms} ms: {reason}")]
+    Unreachable { url: String, wait_ms: u64, reason: String },
     #[error("{count} users from `{first}` on: Redis refused them: {reason}")]
     Refused { count: usize, first: String, reason: String },
     #[error("user `{user}` is no {join_key} of the type in store.feast.join_key_type")]
@@ -91,13 +91,11 @@ impl Materializer {
         builder.with_connection_config(|connection| connection.max_command_buffer_len = 0);
         let setup = |error: fred::error::Error| store::Error::Client { reason: error.to_string() };
         let pool = builder.build_pool(redis.pool_size).map_err(setup)?;
-        drop(pool.connect_pool());
         let wait_ms = redis.connect_timeout_ms;
-        let connected = pool.wait_for_connect();
-        match tokio::time::timeout(Duration::from_millis(wait_ms), connected).await {
-            Ok(Ok(())) => {}
-            _ => return Err(Error::Unreachable { url: without_password(&redis.url), wait_ms }),
-        }
+        connected(&pool, wait_ms).await.map_err(|reason| {
+            let url = without_password(&redis.url);
+            Error::Unreachable { url, wait_ms, reason }
+        })?;
         Ok(Self {
             clustered: pool.is_clustered(),
             pool,
@@ -118,14 +116,17 @@ impl Materializer {
     /// # Errors
     /// When Redis does not answer in time or refuses.
     pub async fn histories(&self, users: &[&str]) -> Result<Vec<ItemList>, Error> {
-        let values = self.get(users).await.map_err(|error| refused(users, &error))?;
+        let failed = refused(users.len(), users.first().copied());
+        let values = self.get(users).await.map_err(failed)?;
         let list = |value: &Value| {
             ItemList::read(value.as_bytes().unwrap_or_default(), self.history_max).0
         };
         Ok(values.iter().map(list).collect())
     }
 
-    /// Writes users of a bundle, whose features were true at `as_of_ms`, in one round trip.
+    /// Writes users of a bundle, whose features were true at `as_of_ms`, in one round trip; for
+    /// Feast another one finds out what is as new there already. Returns how many rows of Feast's
+    /// views stay for that reason.
     ///
     /// # Errors
     /// When Redis does not answer in time or refuses.
@@ -134,27 +135,56 @@ impl Materializer {
         fit: &Fit,
         as_of_ms: i64,
         users: &[Materialized<'_>],
-    ) -> Result<(), Error> {
-        let pipeline = self.pool.next_connected().pipeline();
-        let failed = |error: fred::error::Error| {
-            let ids: Vec<_> = users.iter().map(|user| user.id).collect();
-            refused(&ids, &error)
-        };
-        for user in users {
-            match &self.feast {
-                Some(feast) => {
-                    let key = feast.key(user.id).ok_or_else(|| self.no_feast_id(user.id))?;
-                    let hash = feast.hash(fit, user.row, as_of_ms);
-                    let _queued: Value = pipeline.hset(key, hash).await.map_err(failed)?;
+    ) -> Result<usize, Error> {
+        let failed = refused(users.len(), users.first().map(|user| user.id));
+        let keys = users.iter().map(|user| self.feast_key(user.id)).collect::<Result<_, _>>()?;
+        self.send(fit, as_of_ms, users, keys).await.map_err(failed)
+    }
+
+    /// The key of a user's hash of Feast, where features go there.
+    fn feast_key(&self, user: &str) -> Result<Option<Key>, Error> {
+        let Some(feast) = &self.feast else { return Ok(None) };
+        let no_id = || Error::FeastId { user: user.to_owned(), join_key: self.join_key.clone() };
+        feast.key(user).ok_or_else(no_id).map(Some)
+    }
+
+    async fn send(
+        &self,
+        fit: &Fit,
+        as_of_ms: i64,
+        users: &[Materialized<'_>],
+        keys: Vec<Option<Key>>,
+    ) -> Result<usize, fred::error::Error> {
+        let client = self.pool.next_connected();
+        let mut times = Vec::new();
+        if let Some(feast) = &self.feast {
+            let pipeline = client.pipeline();
+            for key in keys.iter().flatten() {
+                let _queued: Value = pipeline.hmget(key, feast.time_fields()).await?;
+            }
+            times = pipeline.all().await?;
+        }
+        let mut times = times.into_iter().map(Value::into_array);
+        let pipeline = client.pipeline();
+        let mut left_out = 0;
+        for (user, key) in users.iter().zip(keys) {
+            if let (Some(feast), Some(key)) = (&self.feast, key) {
+                let (hash, left) =
+                    feast.hash(fit, user.row, as_of_ms, &times.next().unwrap_or_default());
+                left_out += left;
+                if !hash.is_empty() {
+                    let _queued: Value = pipeline.hset(&key, hash).await?;
+                    if let Some(ttl_s) = feast.key_ttl_s() {
+                        let _queued: Value = pipeline.expire(&key, ttl_s, None).await?;
+                    }
                 }
-                None => {
-                    let value = fit.feature_bytes(user.row);
-                    self.set(&pipeline, feature_key(user.id), value, None).await.map_err(failed)?;
-                }
+            } else {
+                let value = fit.feature_bytes(user.row);
+                self.set(&pipeline, feature_key(user.id), value, None).await?;
             }
             if let Some(embedding) = &user.embedding {
                 let key = embedding_key(fit, user.id);
-                self.set(&pipeline, key, embedding.bytes(), None).await.map_err(failed)?;
+                self.set(&pipeline, key, embedding.bytes(), None).await?;
             }
             if !user.history.is_empty() {
                 let mut block = Vec::new();
@@ -162,11 +192,11 @@ impl Materializer {
                 let kept = &user.history[surplus..];
                 kept.iter().for_each(|&(item, time_ms)| list::push(&mut block, item, time_ms));
                 let (key, absent) = (list_key(List::History, user.id), Some(SetOptions::NX));
-                self.set(&pipeline, key, block, absent).await.map_err(failed)?;
+                self.set(&pipeline, key, block, absent).await?;
             }
         }
-        let _replies: Vec<Value> = pipeline.all().await.map_err(failed)?;
-        Ok(())
+        let _replies: Vec<Value> = pipeline.all().await?;
+        Ok(left_out)
     }
 
     async fn set(
@@ -193,13 +223,11 @@ impl Materializer {
         }
         pipeline.all().await
     }
-
-    fn no_feast_id(&self, user: &str) -> Error {
-        Error::FeastId { user: user.to_owned(), join_key: self.join_key.clone() }
-    }
 }
 
-fn refused(users: &[&str], error: &fred::error::Error) -> Error {
-    let first = users.first().copied().unwrap_or_default().to_owned();
-    Error::Refused { count: users.len(), first, reason: error.to_string() }
+fn refused(count: usize, first: Option<&str>) -> impl Fn(fred::error::Error) -> Error + use<'_> {
+    move |error| {
+        let first = first.unwrap_or_default().to_owned();
+        Error::Refused { count, first, reason: error.to_string() }
+    }
 }

@@ -2,6 +2,7 @@
 //! or count it start their own. Users have ids that no other test uses, since a Redis may be shared.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -374,4 +375,146 @@ fn a_url_is_checked_and_its_password_is_not_shown() {
     let mut zero = config("redis://127.0.0.1:1");
     zero.redis.pool_size = 0;
     assert!(zero.check().unwrap_err().to_string().contains("store.redis.pool_size = 0"));
+}
+
+#[tokio::test]
+async fn materialized_users_are_read_whole_and_a_list_that_is_there_stays() {
+    let Some(server) = Server::shared() else { return };
+    let (fit, raw, table) = (Arc::new(fit("t", 2)), server.raw().await, table());
+    let (known, fresh) = (someone(), someone());
+    let mut own = Vec::new();
+    list::push(&mut own, "own", 7);
+    set(&raw, format!("sl:hist:{}", known.0), &own).await;
+    let mut config = config(&server.url);
+    config.live.history_max = 2;
+    let into = materialize::Materializer::connect(&config, false).await.unwrap();
+    let embedding = Embedding { sequence: 5, vector: Arc::from([0.6, 0.8]) };
+    let user = |id| materialize::Materialized {
+        id,
+        row: table.find("ann"),
+        embedding: Some(embedding.clone()),
+        history: vec![("a", 1), ("b", 2), ("c", 3)],
+    };
+    into.write(&fit, 0, &[user(&known.0), user(&fresh.0)]).await.unwrap();
+    let lists = into.histories(&[&known.0, &someone().0]).await.unwrap();
+    assert_eq!((lists[0].bytes(), lists[1].is_empty()), (&own[..], true));
+    let users = open(config).await;
+    let state = users.read(&fit, &known, nobody(), 0).await;
+    assert_eq!(sorted(&state), [("own".to_owned(), 7)]);
+    let state = users.read(&fit, &fresh, nobody(), 0).await;
+    assert_eq!(sorted(&state), [("b".to_owned(), 2), ("c".to_owned(), 3)]);
+    assert_eq!((state.embedding, state.degraded), (Some(embedding), None));
+    let record = state.record.unwrap();
+    assert_eq!((record.row().value(0), record.row().map(0).get(7.0)), (33.0, 0.25));
+    for key in ["sl:feat:", "sl:emb:t:", "sl:hist:"] {
+        let ttl_s: i64 = raw.ttl(format!("{key}{}", fresh.0)).await.unwrap();
+        assert!(ttl_s > 600_000, "{key} expires in {ttl_s} s");
+    }
+}
+
+#[tokio::test]
+async fn materializing_into_a_redis_that_is_down_is_an_error() {
+    let mut config = config(&format!("redis://:secret@127.0.0.1:{}", free_port()));
+    config.redis.connect_timeout_ms = 50;
+    let Err(error) = materialize::Materializer::connect(&config, false).await else {
+        panic!("connected to nothing")
+    };
+    let error = error.to_string();
+    assert!(error.contains("no connection in 50 ms: ") && !error.contains("secret"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_materialized_for_feast_is_read_as_feasts() {
+    let Some(server) = Server::shared() else { return };
+    let (fit, table, user) = (Arc::new(fit("t", 2)), table(), someone());
+    let mut config = config(&server.url);
+    config.users = UsersIn::Feast;
+    config.feast = toml::from_str(
+        "project = 'shop'\njoin_key = 'user_id'\njoin_key_type = 'string'\nkey_ttl_s = 100\n\
+         views = [{ name = 'stats', ttl_s = 10, features = { age = 'users.age' } }]",
+    )
+    .unwrap();
+    let into = materialize::Materializer::connect(&config, true).await.unwrap();
+    let row =
+        |row| [materialize::Materialized { id: &user.0, row, embedding: None, history: vec![] }];
+    assert_eq!(into.write(&fit, 5_000, &row(table.find("ann"))).await.unwrap(), 0);
+    assert_eq!(into.write(&fit, 5_000, &row(nobody())).await.unwrap(), 1, "as new already");
+    let key = crate::store::feast::Feast::new(&config.feast).key(&user.0).unwrap();
+    let ttl_s: i64 = server.raw().await.ttl(key).await.unwrap();
+    assert!((90..=100).contains(&ttl_s), "expires in {ttl_s} s");
+    let value = |state: crate::store::UserState| state.record.map(|r| r.row().value(0));
+    let users = open(config.clone()).await;
+    assert_eq!(value(users.read(&fit, &user, nobody(), 15_000).await), Some(33.0));
+    let later = open(config).await.read(&fit, &user, nobody(), 15_001).await;
+    assert_eq!(value(later), None, "older than the view's ttl_s");
+}
+
+/// A certificate of its own for 127.0.0.1, and its key, as PEM files; `None` without openssl.
+fn certificate(dir: &Path) -> Option<(String, String)> {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let (pem, key) = (path("own.pem"), path("own.key"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=test"])
+        .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-out", &pem, "-keyout", &key])
+        .output();
+    match made {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr))
+        }
+        Err(error) => {
+            eprintln!("skipped: no openssl ({error})");
+            return None;
+        }
+    }
+    Some((pem, key))
+}
+
+#[tokio::test]
+async fn over_tls_a_redis_is_used_if_its_certificate_is_vouched_for() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some((pem, key)) = certificate(dir.path()) else { return };
+    let Some((another, _)) = certificate(other.path()) else { return };
+    // Ends at once in either case, and says which word it did not like.
+    let probe = Command::new("redis-server").args(["--tls-port", "0", "--port", "x"]).output();
+    if probe.is_ok_and(|said| String::from_utf8_lossy(&said.stderr).contains("'tls-port")) {
+        eprintln!("skipped: this redis-server has no TLS");
+        return;
+    }
+    let port = free_port();
+    let tls_port = port.to_string();
+    let more = ["--port", "0", "--tls-port", &tls_port, "--tls-cert-file", &pem];
+    let files = ["--tls-key-file", &key, "--tls-ca-cert-file", &pem, "--tls-auth-clients", "no"];
+    let Some(_server) = Server::start(port, &[&more[..], &files].concat()) else { return };
+    let mut config = config(&format!("rediss://127.0.0.1:{port}"));
+    config.redis.tls_ca_file = pem.into();
+    let (fit, user) = (Arc::new(fit("t", 2)), someone());
+    let first = open(config.clone()).await;
+    first.extend(&user, List::History, [("a", 1)]);
+    first.flush().await;
+    let state = open(config.clone()).await.read(&fit, &user, nobody(), 0).await;
+    assert_eq!((sorted(&state), state.degraded), (vec![("a".to_owned(), 1)], None));
+
+    config.redis.connect_timeout_ms = 1000;
+    config.redis.tls_ca_file = another.into();
+    let refused = |config: super::super::Config| async move {
+        materialize::Materializer::connect(&config, false).await.err().unwrap().to_string()
+    };
+    let error = refused(config.clone()).await;
+    assert!(error.contains("InvalidCertificate"), "{error}");
+    config.redis.url = format!("rediss://localhost:{port}");
+    config.redis.tls_ca_file = dir.path().join("own.pem");
+    let error = refused(config.clone()).await;
+    assert!(error.contains("InvalidCertificate"), "the name is checked: {error}");
+
+    config.redis.url = format!("redis://127.0.0.1:{port}");
+    let error = config.check().unwrap_err().to_string();
+    assert!(error.contains("tls_ca_file is set"), "{error}");
+    config.redis.url = format!("rediss://:secret@127.0.0.1:{port}");
+    for (file, part) in [("none.pem", "No such file"), ("own.key", "no certificate in it")] {
+        config.redis.tls_ca_file = dir.path().join(file);
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains(part), "{error}");
+    }
 }

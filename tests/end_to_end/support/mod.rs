@@ -139,6 +139,16 @@ impl World {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
+    /// `shortlist features ...` with further settings: what it printed.
+    pub fn features(&self, more: &[(&str, &str)], arguments: &[&str]) -> String {
+        let mut command = Command::new(SHORTLIST);
+        command.arg("--config").arg(self.configuration(more)).arg("features").args(arguments);
+        let output = command.output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "features {arguments:?}: {}\n{log}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Where the pipeline worked.
     pub fn work(&self) -> PathBuf {
         self.dir.join("work")
@@ -153,7 +163,12 @@ impl World {
 
     /// The configuration of the world, as the binary reads it.
     pub fn config(&self) -> shortlist::config::Config {
-        shortlist::config::Config::load(Some(&self.configuration(&[]))).unwrap()
+        self.config_with(&[])
+    }
+
+    /// As [`World::config`], with further settings.
+    pub fn config_with(&self, more: &[(&str, &str)]) -> shortlist::config::Config {
+        shortlist::config::Config::load(Some(&self.configuration(more))).unwrap()
     }
 
     /// Where the tables lie.
@@ -498,21 +513,24 @@ impl Redis {
 
     /// The value of the only key that ends with `suffix`.
     pub fn value_of(&self, suffix: &str) -> Option<Vec<u8>> {
-        let keys = self.call(&["KEYS", "sl:emb:*"]);
+        let keys = self.call(&[b"KEYS", b"sl:emb:*"]);
         let keys = String::from_utf8(keys).unwrap();
         let key = keys.lines().find(|line| line.ends_with(suffix))?;
-        let reply = self.call(&["GET", key]);
+        let reply = self.call(&[b"GET", key.as_bytes()]);
         let start = reply.iter().position(|&b| b == b'\n')? + 1;
         Some(reply[start..reply.len() - 2].to_vec())
     }
 
     /// One command; the reply as it came.
-    fn call(&self, words: &[&str]) -> Vec<u8> {
+    pub fn call(&self, words: &[&[u8]]) -> Vec<u8> {
         let mut socket = TcpStream::connect(&self.address).unwrap();
-        for command in [words, &["QUIT"]] {
-            let words = command.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
-            let text = format!("*{}\r\n{}", command.len(), words.collect::<String>());
-            socket.write_all(text.as_bytes()).unwrap();
+        for command in [words, &[b"QUIT"]] {
+            let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
+            for word in command {
+                let length = format!("${}\r\n", word.len());
+                bytes.extend([length.as_bytes(), word, b"\r\n"].concat());
+            }
+            socket.write_all(&bytes).unwrap();
         }
         let mut reply = Vec::new();
         socket.read_to_end(&mut reply).unwrap();
