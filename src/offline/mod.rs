@@ -31,6 +31,7 @@ pub mod frame;
 pub mod import;
 pub mod load;
 pub mod metrics;
+pub mod postgres;
 pub mod progress;
 pub mod publish;
 mod raw;
