@@ -160,7 +160,9 @@ impl Engine {
             .with_target_partitions(partitions)
             .with_batch_size(config.batch_rows)
             .with_information_schema(true)
-            .set_str("datafusion.execution.spill_compression", "lz4_frame");
+            .set_str("datafusion.execution.spill_compression", "lz4_frame")
+            // Views of one buffer are counted once a batch, so that sorts believe to be out of memory.
+            .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
         let environment = environment
             .with_memory_pool(Arc::new(FairSpillPool::new(config.memory_max_bytes)))
             .with_max_temp_directory_size(config.spill_max_bytes)
