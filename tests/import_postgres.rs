@@ -246,7 +246,7 @@ fn errors_say_what_to_fix(server: &Server, dir: &Path) {
     let url = server.url();
     let wrong = url.replace("pass%20word%401", "guess");
     let nowhere = url.replace(&server.port.to_string(), "1");
-    let other = url.replace("/postgres", "/elsewhere").replace("postgres:/", "postgres:/");
+    let other = format!("{}/elsewhere", url.rsplit_once('/').unwrap().0);
     for (url, read, expected) in [
         (wrong.as_str(), "users=profiles", ["28P01", "check user and password"]),
         (&nowhere, "users=profiles", ["cannot reach PostgreSQL at 127.0.0.1:1", "refused"]),
