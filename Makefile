@@ -2,7 +2,7 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test test-feast check demo clean-demo serve bench-forest bench-index bench-e2e fuzz sanitize
+.PHONY: help setup build test test-feast test-spark check demo clean-demo serve bench-sql bench-forest bench-index bench-e2e fuzz sanitize
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: ## what CI runs: build, fmt, clippy, every test against a Redis of its own
 
 test-feast: ## the real Feast and Shortlist read from Redis what the other wrote; installs Feast in the cache
 	@tools/test-feast.sh
+
+test-spark: ## DataFusion and Spark make the same tables; installs PySpark, needs Java 17
+	@tools/test-spark.sh
 
 check: test ## test, plus documentation, the serving-only build and cargo-deny
 	@tools/check.sh
@@ -36,6 +39,9 @@ bench-forest: ## the forest evaluator beside LightGBM and lleaves -> bench/recor
 
 bench-index: ## the index beside FAISS on the same vectors -> bench/record/index.csv (WORKS="synthetic-1m ...")
 	@tools/bench-index.sh
+
+bench-sql: ## seconds and memory of the SQL on both engines -> bench/record/sql.csv (MILLIONS="1 10", ENGINES)
+	@tools/bench-sql.sh
 
 bench-e2e: ## the server under load -> bench/record/e2e.csv (ITEMS, USERS, SCENARIOS; hours at 10M items)
 	@tools/bench-e2e.sh

@@ -1,16 +1,16 @@
 -- What each user did with each category before as_of, in the long form: key is items.category.
 -- share is of all the user's positives with a category; place 1 is the user's first category.
--- Tables: facts, item_keys, user_keys. Parameters: as_of_ms.
+-- Tables: facts, item_keys, user_keys. Parameters: as_of_ms; medium, long (days).
 SELECT
   k.user_id,
   n.key,
-  s.count_7d,
-  s.count_28d,
+  s.count_{{medium}}d,
+  s.count_{{long}}d,
   s.count_all,
   CAST(s.count_all AS DOUBLE)
     / NULLIF(CAST(sum(s.count_all) OVER (PARTITION BY s.user_no) AS DOUBLE), 0.0E0) AS share,
-  CAST(s.count_28d AS DOUBLE)
-    / NULLIF(CAST(sum(s.count_28d) OVER (PARTITION BY s.user_no) AS DOUBLE), 0.0E0) AS share_28d,
+  CAST(s.count_{{long}}d AS DOUBLE)
+    / NULLIF(CAST(sum(s.count_{{long}}d) OVER (PARTITION BY s.user_no) AS DOUBLE), 0.0E0) AS share_{{long}}d,
   s.revenue_all,
   s.impressions_all,
   CAST(s.clicks_all AS DOUBLE) / NULLIF(CAST(s.impressions_all AS DOUBLE), 0.0E0) AS ctr,
@@ -23,8 +23,8 @@ FROM (
   SELECT
     user_no,
     category_no,
-    sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST(604800000 AS BIGINT) THEN positive ELSE 0 END) AS count_7d,
-    sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST(2419200000 AS BIGINT) THEN positive ELSE 0 END) AS count_28d,
+    sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{medium}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{medium}}d,
+    sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{long}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{long}}d,
     sum(positive) AS count_all,
     sum(revenue) AS revenue_all,
     sum(impression) AS impressions_all,

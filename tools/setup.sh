@@ -19,6 +19,7 @@ has_redis() { has redis-server && has redis-cli; }
 has_python() { has python3; }
 has_curl() { has curl; }
 has_compiler() { has g++; }
+has_postgres() { has initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 has_chromium() { has chromium || has chromium-browser || has google-chrome; }
 
 # Debian's name of each package, and the check that says whether it is needed.
@@ -31,8 +32,8 @@ required=(
     "redis-server has_redis"
     "curl has_curl"
 )
-# The browser test says that it was skipped when there is no browser; the rest does not need one.
-optional=("chromium has_chromium")
+# The tests that need a browser or PostgreSQL say that they were skipped without; the rest does not need them.
+optional=("chromium has_chromium" "postgresql has_postgres")
 
 # Sets `missing` to the packages of the given entries whose check fails.
 find_missing() {

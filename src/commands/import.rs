@@ -1,25 +1,35 @@
-//! `shortlist import`: one's own files become the canonical tables.
+//! `shortlist import`: one's own files and database become the canonical tables.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
-use crate::offline::import::{self, Options};
-use crate::offline::sql;
+use crate::offline::import::{self, Database, Options};
+use crate::offline::{postgres, sql};
 
-/// Turns files into the canonical tables by a SQL file, and checks them.
+/// Turns files and tables of PostgreSQL into the canonical tables, and checks them.
 ///
 /// Every CSV, TSV, Parquet or JSON file of the input becomes a table named after its stem (lower
 /// case, other characters than letters and digits as `_`; column names likewise). The SQL makes
 /// tables or views named events, items, users and histories; users and histories may be missing.
+///
+/// What --read names becomes a table too. Without a SQL file it is a canonical one as it is, and
+/// those that are not read stay: `--postgres URL --read users=crm.profiles --read "items=SELECT ..."`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The SQL file; `{{name}}` or `{{name=default}}` in it is a parameter.
-    #[arg(long, value_name = "FILE")]
-    pub sql: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "postgres")]
+    pub sql: Option<PathBuf>,
     /// A directory of files, or single files.
-    #[arg(long, value_name = "DIR|FILE", required = true, num_args = 1..)]
+    #[arg(long, value_name = "DIR|FILE", required_unless_present = "postgres", requires = "sql",
+          num_args = 1..)]
     pub input: Vec<PathBuf>,
+    /// A database, postgres://USER@HOST/NAME; its password in the URL or in PGPASSWORD.
+    #[arg(long, value_name = "URL", requires = "read")]
+    pub postgres: Option<String>,
+    /// A table or query of the database and the table's name here; may be repeated.
+    #[arg(long, value_name = "NAME=TABLE|SELECT", value_parser = parameter, requires = "postgres")]
+    pub read: Vec<(String, String)>,
     /// Where the canonical tables are written.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -33,9 +43,17 @@ pub struct Args {
 
 /// Runs the import; fails when it cannot be done or a check passes its threshold.
 pub fn run(args: &Args, engine: &sql::Config, config: &import::Config) -> anyhow::Result<()> {
+    let database = match &args.postgres {
+        Some(url) => Some(Database {
+            address: postgres::Address::parse(url).context("--postgres")?,
+            tables: args.read.clone(),
+        }),
+        None => None,
+    };
     let options = Options {
         sql: args.sql.clone(),
         inputs: args.input.clone(),
+        database,
         out: args.out.clone(),
         parameters: args.parameters.clone(),
     };

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use crate::config::Config;
+use crate::offline::engine::Kind;
 use crate::offline::{Day, Shared};
 
 /// Arguments of `shortlist pipeline`.
@@ -10,6 +11,9 @@ use crate::offline::{Day, Shared};
 pub struct Args {
     #[command(subcommand)]
     step: Step,
+    /// Who runs the files of sql/, instead of `offline.engine`.
+    #[arg(long, global = true)]
+    engine: Option<Kind>,
 }
 
 #[derive(Subcommand)]
@@ -73,7 +77,9 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         registry: &config.registry,
         candidates: config.pipeline.candidates,
     };
-    let day = Day::new(&config.offline, shared, reason)?;
+    let mut offline = config.offline.clone();
+    offline.engine = args.engine.unwrap_or(offline.engine);
+    let day = Day::new(&offline, shared, reason)?;
     match &args.step {
         Step::Refresh { bundle: Some(dir) } => day.refresh(dir),
         Step::Refresh { bundle: None } => day.refresh(&super::bundle::serving(config)?),

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! WORK/collect/{events, items}.parquet
-//!   -> item_keys, user_keys, facts                               once, in memory
-//!   -> pairs                                                     per midnight, in memory
+//!   -> item_keys, user_keys, facts                               once a run
+//!   -> pairs                                                     per midnight
 //!   -> WORK/features/as_of=YYYY-MM-DD/{user_category, user_brand, user_department, item_stats,
 //!                                      user_stats, region_item}.parquet
 //! ```
@@ -14,22 +14,44 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use arrow::array::{RecordBatch, new_null_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use crate::offline::collect::{builtin_sql, table_path, write_plain};
-use crate::offline::sql::{self, Engine};
+use crate::offline::collect::{remove, table_path};
+use crate::offline::engine::{Engine, Job, Kind, builtin};
+use crate::offline::sql::write_parquet;
 use crate::offline::tables::read_columns;
 use crate::types::{DAY_MS, date_of};
+
+/// Section `[offline.aggregates]`: the windows that are counted over, in days.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub short_days: u32,
+    pub medium_days: u32,
+    pub long_days: u32,
+}
+
+impl Config {
+    /// Refuses windows out of order: their columns would have one name.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let Self { short_days, medium_days, long_days } = *self;
+        ensure!(
+            0 < short_days && short_days < medium_days && medium_days < long_days,
+            "offline.aggregates: {short_days}, {medium_days} and {long_days} days: give three \
+             windows, each longer than the one before"
+        );
+        Ok(())
+    }
+}
 
 /// The tables written for each midnight, in the order in which they are made.
 pub const TABLES: [&str; 6] =
     ["user_category", "user_brand", "user_department", "item_stats", "user_stats", "region_item"];
 
-/// Columns of events that the queries read; others stay on disk.
-const EVENT_COLUMNS: [&str; 8] =
-    ["event_id", "user_id", "item_id", "event", "ts_ms", "value", "label", "region"];
+/// The tables that every midnight's are made of, in the order in which they are made.
+const SHARED: [&str; 3] = ["item_keys", "user_keys", "facts"];
 /// Columns of items that the queries read, with their types where an import has none of the name.
 const ITEM_COLUMNS: [(&str, DataType); 5] = [
     ("item_id", DataType::Utf8),
@@ -50,11 +72,12 @@ pub fn table_path_as_of(work: &Path, as_of_ms: i64, table: &str) -> PathBuf {
 pub fn materialise(
     work: &Path,
     as_of_ms: &[i64],
-    engine: &sql::Config,
+    engine: &Engine,
+    config: &Config,
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> anyhow::Result<usize> {
     for as_of in as_of_ms {
-        anyhow::ensure!(as_of % DAY_MS == 0, "aggregates as of {as_of} ms: not a midnight");
+        ensure!(as_of % DAY_MS == 0, "aggregates as of {as_of} ms: not a midnight");
     }
     let todo: Vec<i64> =
         as_of_ms.iter().copied().filter(|&as_of| !folder(work, as_of).exists()).collect();
@@ -62,12 +85,38 @@ pub fn materialise(
     if todo.is_empty() {
         return Ok(0);
     }
-    let engine = Engine::new(engine)?;
-    load(&engine, work)?;
-    for (done, &as_of) in todo.iter().enumerate() {
-        progress(done_before + done, as_of_ms.len(), &date_of(as_of));
-        one_midnight(&engine, work, as_of)?;
+    let scratch = work.join("features/scratch");
+    remove(&scratch)?;
+    let shared = shared(work, &scratch)?;
+    progress(done_before, as_of_ms.len(), "what all days share");
+    // What all days share is made once. Spark is started once, for all days.
+    let (shared, groups) = match engine.kind {
+        Kind::Datafusion => {
+            engine.run(&shared, &scratch.join("engine"), &mut |_| {})?;
+            (as_inputs(shared), todo.chunks(1))
+        }
+        Kind::Spark => (shared, todo.chunks(todo.len())),
+    };
+    let mut done = 0;
+    for days in groups {
+        let mut job = shared.clone();
+        for &as_of in days {
+            one_midnight(&mut job, work, &scratch, as_of, config)?;
+        }
+        let first = shared.steps.len();
+        engine.run(&job, &scratch.join("engine"), &mut |made| {
+            let day = made.saturating_sub(first) / (TABLES.len() + 1);
+            let date = days.get(day).map_or("done".to_owned(), |&as_of| date_of(as_of));
+            progress(done_before + done + day, as_of_ms.len(), &date);
+        })?;
+        for &as_of in days {
+            let target = folder(work, as_of);
+            fs::rename(partial(work, as_of), &target)
+                .with_context(|| format!("{}", target.display()))?;
+        }
+        done += days.len();
     }
+    remove(&scratch)?;
     progress(as_of_ms.len(), as_of_ms.len(), "done");
     Ok(todo.len())
 }
@@ -79,29 +128,41 @@ pub fn day_dir(features: &Path, as_of_ms: i64) -> PathBuf {
 
 /// The text of every query behind the aggregates: what they depend on beside the events.
 pub fn queries() -> String {
-    let shared = ["item_keys", "user_keys", "facts", "pairs"];
-    shared.into_iter().chain(TABLES).map(|table| builtin_sql(table).text).collect()
+    SHARED.into_iter().chain(["pairs"]).chain(TABLES).map(|table| builtin(table).text).collect()
 }
 
 fn folder(work: &Path, as_of_ms: i64) -> PathBuf {
     day_dir(&work.join("features"), as_of_ms)
 }
 
-/// Reads the collected tables and makes the facts that all midnights share.
-fn load(engine: &Engine, work: &Path) -> anyhow::Result<()> {
-    let path = table_path(work, "events");
-    let (schema, events) = read_columns(&path, Some(&EVENT_COLUMNS))
-        .context("the aggregates need the collected events; run collect first")?;
-    engine.register_batches("events", schema, &events)?;
+/// Where the tables of a midnight stand until all of them are there.
+fn partial(work: &Path, as_of_ms: i64) -> PathBuf {
+    folder(work, as_of_ms).with_extension("partial")
+}
+
+/// The tables that all midnights share, from the collected ones.
+fn shared(work: &Path, scratch: &Path) -> anyhow::Result<Job> {
+    let events = table_path(work, "events");
+    ensure!(events.exists(), "the aggregates need the collected events; run collect first");
     let names = ITEM_COLUMNS.map(|(name, _)| name);
     let (_, items) = read_columns(&table_path(work, "items"), Some(&names))?;
     let (schema, items) = with_item_columns(&items)?;
-    engine.register_batches("items", schema, &items)?;
-    for table in ["item_keys", "user_keys", "facts"] {
-        let (schema, rows) = engine.run(&builtin_sql(table))?;
-        engine.register_batches(table, schema, &rows)?;
+    let path = scratch.join("items.parquet");
+    write_parquet(&path, schema, &items)?;
+    let mut job = Job::default();
+    job.input("events", events);
+    job.input("items", path);
+    for table in SHARED {
+        job.step(table, scratch.join(format!("{table}.parquet")), &[])?;
     }
-    Ok(())
+    Ok(job)
+}
+
+/// A job that reads what another one made.
+fn as_inputs(done: Job) -> Job {
+    let mut job = Job::default();
+    done.steps.into_iter().for_each(|step| job.input(&step.name, step.path));
+    job
 }
 
 fn with_item_columns(items: &[RecordBatch]) -> anyhow::Result<(SchemaRef, Vec<RecordBatch>)> {
@@ -119,21 +180,29 @@ fn with_item_columns(items: &[RecordBatch]) -> anyhow::Result<(SchemaRef, Vec<Re
     Ok((schema, batches))
 }
 
-fn one_midnight(engine: &Engine, work: &Path, as_of_ms: i64) -> anyhow::Result<()> {
-    let target = folder(work, as_of_ms);
-    let partial = target.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial).with_context(|| format!("{}", partial.display()))?;
-    }
+/// Adds the steps of one midnight.
+fn one_midnight(
+    job: &mut Job,
+    work: &Path,
+    scratch: &Path,
+    as_of_ms: i64,
+    config: &Config,
+) -> anyhow::Result<()> {
+    let partial = partial(work, as_of_ms);
+    remove(&partial)?;
+    let days = [config.short_days, config.medium_days, config.long_days].map(|n| n.to_string());
     let as_of = as_of_ms.to_string();
-    for table in std::iter::once("pairs").chain(TABLES) {
-        let (schema, rows) = engine.run(&builtin_sql(table).with(&[("as_of_ms", &as_of)])?)?;
-        engine.register_batches(table, schema.clone(), &rows)?;
-        if table != "pairs" {
-            write_plain(&partial.join(format!("{table}.parquet")), schema, &rows)?;
-        }
+    let parameters = [
+        ("as_of_ms", as_of.as_str()),
+        ("short", days[0].as_str()),
+        ("medium", days[1].as_str()),
+        ("long", days[2].as_str()),
+    ];
+    job.step("pairs", scratch.join(format!("pairs-{as_of_ms}.parquet")), &parameters)?;
+    for table in TABLES {
+        job.step(table, partial.join(format!("{table}.parquet")), &parameters)?;
     }
-    fs::rename(&partial, &target).with_context(|| format!("{}", target.display()))
+    Ok(())
 }
 
 #[cfg(test)]

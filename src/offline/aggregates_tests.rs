@@ -1,11 +1,12 @@
-//! The aggregates on a hand-made world, a planted leak, and the lint of `sql/`.
+//! The aggregates on a hand-made world, and a planted leak.
 
 use super::*;
 use arrow::array::{Array, Float64Array};
 use std::collections::BTreeMap;
 
-use crate::offline::sql::tests::config as engine;
-use crate::offline::sql::{SqlText, write_parquet};
+use crate::offline::engine::tests::datafusion;
+use crate::offline::sql::tests::config as sql_config;
+use crate::offline::sql::{self, SqlText, write_parquet};
 use crate::offline::tables::{f64_column, string_column};
 
 const DAY0: i64 = 1_512_086_400_000;
@@ -13,7 +14,7 @@ const DAY0: i64 = 1_512_086_400_000;
 /// Collected tables with the given rows `(id, user, item, event, ts_ms, value, label)`.
 fn work(rows: &str) -> tempfile::TempDir {
     let work = tempfile::tempdir().unwrap();
-    let engine = Engine::new(&engine()).unwrap();
+    let engine = sql::Engine::new(&sql_config()).unwrap();
     for (name, text) in [
         (
             "items",
@@ -36,6 +37,17 @@ fn work(rows: &str) -> tempfile::TempDir {
         write_parquet(&table_path(work.path(), name), schema, &batches).unwrap();
     }
     work
+}
+
+const WINDOWS: Config = Config { short_days: 1, medium_days: 7, long_days: 28 };
+
+/// [`super::materialise`] by the engine of this process.
+fn materialise(
+    work: &Path,
+    days: &[i64],
+    progress: &mut dyn FnMut(usize, usize, &str),
+) -> anyhow::Result<usize> {
+    super::materialise(work, days, &datafusion(), &WINDOWS, progress)
 }
 
 fn bought() -> String {
@@ -73,7 +85,7 @@ fn rows(work: &Path, table: &str, key: &str) -> BTreeMap<String, BTreeMap<String
 #[test]
 fn counts_shares_and_recencies_of_purchases() {
     let work = work(&bought());
-    let made = materialise(work.path(), &[DAY0], &engine(), &mut |_, _, _| {}).unwrap();
+    let made = materialise(work.path(), &[DAY0], &mut |_, _, _| {}).unwrap();
     assert_eq!(made, 1);
     let items = rows(work.path(), "item_stats", "item_id");
     let a = &items["a"];
@@ -111,7 +123,7 @@ fn a_labelled_impression_is_a_click() {
         ]
         .join(", "),
     );
-    materialise(work.path(), &[DAY0], &engine(), &mut |_, _, _| {}).unwrap();
+    materialise(work.path(), &[DAY0], &mut |_, _, _| {}).unwrap();
     let items = rows(work.path(), "item_stats", "item_id");
     let a = &items["a"];
     assert_eq!((a["impressions_7d"], a["clicks_7d"], a["positives_7d"]), (2.0, 1.0, 1.0));
@@ -131,7 +143,7 @@ fn no_table_sees_events_of_its_midnight_or_after() {
     });
     let planted = work(&std::iter::once(bought()).chain(leak).collect::<Vec<_>>().join(", "));
     for work in [&clean, &planted] {
-        materialise(work.path(), &[DAY0], &engine(), &mut |_, _, _| {}).unwrap();
+        materialise(work.path(), &[DAY0], &mut |_, _, _| {}).unwrap();
     }
     for (table, key) in [
         ("item_stats", "item_id"),
@@ -148,64 +160,30 @@ fn no_table_sees_events_of_its_midnight_or_after() {
 fn midnights_that_are_there_are_skipped() {
     let work = work(&bought());
     let days = [DAY0 - DAY_MS, DAY0];
-    assert_eq!(materialise(work.path(), &days, &engine(), &mut |_, _, _| {}).unwrap(), 2);
+    assert_eq!(materialise(work.path(), &days, &mut |_, _, _| {}).unwrap(), 2);
     fs::remove_dir_all(folder(work.path(), DAY0)).unwrap();
     let mut seen = Vec::new();
-    let made = materialise(work.path(), &days, &engine(), &mut |done, all, day| {
+    let made = materialise(work.path(), &days, &mut |done, all, day| {
         seen.push((done, all, day.to_owned()));
     });
     assert_eq!(made.unwrap(), 1);
-    assert_eq!(seen, [(1, 2, "2017-12-01".into()), (2, 2, "done".into())]);
-    let error = materialise(work.path(), &[DAY0 + 5], &engine(), &mut |_, _, _| {}).unwrap_err();
+    assert_eq!(seen.first(), Some(&(1, 2, "what all days share".to_owned())));
+    assert_eq!(seen[1], (1, 2, "2017-12-01".to_owned()));
+    assert_eq!(seen.last(), Some(&(2, 2, "done".to_owned())));
+    assert!(!work.path().join("features/scratch").exists());
+    let error = materialise(work.path(), &[DAY0 + 5], &mut |_, _, _| {}).unwrap_err();
     assert!(error.to_string().contains("not a midnight"), "{error}");
 }
 
-/// The portable subset of `sql/`: what DataFusion and Spark read alike.
 #[test]
-fn sql_files_keep_to_the_portable_subset() {
-    const FORBIDDEN: [&str; 17] = [
-        "log(",
-        "concat(",
-        "max_by(",
-        "min_by(",
-        "count_if(",
-        "approx_",
-        "collect_list(",
-        "collect_set(",
-        "slice(",
-        "explode(",
-        "unnest(",
-        "sha2(",
-        " div ",
-        "\"",
-        "arrow_cast(",
-        "now(",
-        "current_",
-    ];
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
-    let mut files = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let text = fs::read_to_string(&path).unwrap();
-        let code: Vec<&str> = text.lines().filter(|l| !l.trim_start().starts_with("--")).collect();
-        let code = code.join("\n").to_lowercase();
-        for word in FORBIDDEN {
-            // `mylog(` is another function.
-            let found = code
-                .match_indices(word)
-                .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
-            assert!(!found, "{}: `{word}` does not run alike on both engines", path.display());
-        }
-        assert!(!code.contains(';'), "{}: one SELECT a file", path.display());
-        for (at, _) in code.match_indices("order by") {
-            let clause = &code[at + 8..];
-            let clause = &clause[..clause.find(')').unwrap_or(clause.len())];
-            let nulls =
-                clause.matches("nulls last").count() + clause.matches("nulls first").count();
-            let keys = clause.split(',').count();
-            assert_eq!(nulls, keys, "{}: ORDER BY {clause}: NULLS FIRST/LAST", path.display());
-        }
-        files += 1;
-    }
-    assert_eq!(files, 12, "a new file of sql/ is named in builtin_sql too");
+fn windows_have_the_lengths_and_the_names_of_the_configuration() {
+    let work = work(&bought());
+    let config = Config { short_days: 2, medium_days: 5, long_days: 60 };
+    super::materialise(work.path(), &[DAY0], &datafusion(), &config, &mut |_, _, _| {}).unwrap();
+    let a = &rows(work.path(), "item_stats", "item_id")["a"];
+    assert_eq!((a["purchases_2d"], a["purchases_5d"], a["purchases_60d"]), (1.0, 1.0, 3.0));
+    assert!(!a.contains_key("purchases_7d"));
+    assert_eq!(a["trend_5d_60d"], 1.0 * 12.0 / 3.0);
+    let error = Config { medium_days: 1, ..config }.check().unwrap_err().to_string();
+    assert!(error.contains("2, 1 and 60 days"), "{error}");
 }

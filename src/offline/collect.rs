@@ -1,16 +1,19 @@
 //! Collect and validate: the canonical tables of a window become the tables of a run.
 //!
 //! ```text
-//! DATA/{events/dt=*, items, users, histories} -> checks -> WORK/collect/{events, items, users,
-//!                                                          histories}.parquet, report.json
+//! DATA/{events/dt=*, items, users, histories}
+//!   -> one layout (`raw`)            WORK/collect/scratch/raw_events/*.parquet
+//!   -> sql/{repeated, validate, event_days, quarantine}.sql -> the report, the limits
+//!   -> sql/events.sql                WORK/collect/{events, items, users, histories}.parquet
+//!      what is left out              WORK/collect/quarantine/*.parquet, each row with its reason
 //! ```
 //! Times leave as epoch milliseconds (`ts_ms`, `created_ms`, `as_of_ms`), and `created_day` is
 //! added to items in epoch days; events are sorted by user, time and id, items and users by id.
 //! Invariant: every collected event has an id that occurs once, a time inside the window and an
-//! item of the collected catalogue. A share of bad rows beyond the configuration stops the day
-//! before anything is written.
+//! item of the collected catalogue; every other one is in the quarantine. Data beyond the limits of
+//! the configuration stop the day before its events are written.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -18,61 +21,35 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch};
-use arrow::compute::{concat_batches, filter_record_batch, sort_to_indices, take_record_batch};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
-use serde::{Deserialize, Serialize};
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, Schema};
 
-use crate::offline::sql::{self, Engine, SqlText, write_parquet};
-use crate::offline::tables::{self, Layout, Table, epoch_ms, read_columns};
-use crate::types::{date_of, day_start_ms, epoch_days};
+use crate::offline::engine::{Engine, Job, builtin};
+use crate::offline::frame::Frame;
+use crate::offline::raw::{self, Counts};
+use crate::offline::sql::write_parquet;
+use crate::offline::tables::{Table, list_column, string_column};
+pub use crate::offline::validation::{Config, Report};
+use crate::types::{date_of, day_start_ms};
 
-/// What a day bears.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    pub events_min: u64,
-    pub share_max: ShareMax,
-}
-
-/// The largest bearable share of the window's events that fail a check.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ShareMax {
-    pub null_id: f64,
-    pub duplicate_id: f64,
-    pub outside_window: f64,
-    pub unknown_item: f64,
-    pub late: f64,
-}
-
-/// What was found and kept; stands beside the tables as `report.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Report {
-    pub from: String,
-    pub to: String,
-    pub days: usize,
-    pub events_read: u64,
-    pub events_kept: u64,
-    pub items: u64,
-    pub users: u64,
-    pub histories: u64,
-    /// Events whose time is not of the day that their folder names.
-    pub late: u64,
-    /// The counts of `sql/validate.sql` by column.
-    pub counts: std::collections::BTreeMap<String, i64>,
-    pub unknown_columns: Vec<String>,
-    pub seconds: f64,
-}
+/// The files behind the collected tables, in the order in which they run.
+const QUERIES: [&str; 5] = ["repeated", "validate", "event_days", "quarantine", "events"];
 
 /// The text of the queries behind the collected tables.
 pub fn queries() -> String {
-    ["validate", "collect"].map(|name| builtin_sql(name).text).concat()
+    QUERIES.map(|name| builtin(name).text).concat()
 }
 
 /// Where the collected table `name` of a run stands.
 pub fn table_path(work: &Path, name: &str) -> PathBuf {
     work.join("collect").join(format!("{name}.parquet"))
+}
+
+/// The report of the last collection of a work directory.
+pub fn report(work: &Path) -> anyhow::Result<Report> {
+    let path = work.join("collect/report.json");
+    let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))
 }
 
 /// Days (midnights, epoch ms) that a data directory has events of, in order.
@@ -95,16 +72,17 @@ pub fn event_days(data: &Path) -> anyhow::Result<Vec<i64>> {
 }
 
 /// Collects the events of `[window_ms.start, window_ms.end)` and the whole catalogue.
+/// `positive_events` are the kinds that count as a success.
 pub fn collect(
     data: &Path,
     work: &Path,
     window_ms: Range<i64>,
-    engine: &sql::Config,
+    engine: &Engine,
     config: &Config,
+    positive_events: &[String],
     progress: &dyn Fn(&str),
 ) -> anyhow::Result<Report> {
     let start = Instant::now();
-    let engine = Engine::new(engine)?;
     let days: Vec<i64> = event_days(data)?
         .into_iter()
         .filter(|day| (day_start_ms(window_ms.start)..window_ms.end).contains(day))
@@ -117,312 +95,197 @@ pub fn collect(
             date_of(window_ms.end)
         );
     }
-    progress(&format!("reading {} days of events", days.len()));
-    let events = read_events(data, &days)?;
-    let items = read_catalogue(data, Table::Items)?
-        .with_context(|| format!("{}/items: no catalogue", data.display()))?;
-    let users = read_catalogue(data, Table::Users)?;
-    let histories = read_catalogue(data, Table::Histories)?;
-    engine.register_batches("raw_events", events.schema.clone(), &events.batches)?;
-    engine.register_batches("items", items.schema(), std::slice::from_ref(&items))?;
-
-    let (from, to) = (window_ms.start.to_string(), window_ms.end.to_string());
-    let parameters = [("from_ms", from.as_str()), ("to_ms", to.as_str())];
-    progress("checking events");
-    let counts = first_row(&engine.run(&builtin_sql("validate").with(&parameters)?)?.1)?;
-    let rows = |table: &Option<RecordBatch>| table.as_ref().map_or(0, RecordBatch::num_rows) as u64;
+    let run = Run { work, engine, window_ms: &window_ms };
+    remove(&table_path(work, "events"))?;
+    remove(&run.scratch())?;
     let mut report = Report {
         from: date_of(window_ms.start),
         to: date_of(window_ms.end),
         days: days.len(),
-        events_read: events.batches.iter().map(RecordBatch::num_rows).sum::<usize>() as u64,
-        events_kept: 0,
-        items: items.num_rows() as u64,
-        users: rows(&users),
-        histories: rows(&histories),
-        late: events.late,
-        counts,
-        unknown_columns: events.unknown,
-        seconds: 0.0,
+        ..Report::default()
     };
-    enforce(&report, config)?;
-    drop(events.batches);
+    progress("reading the catalogue");
+    let users_known = run.catalogue(data, positive_events, &mut report)?;
+    progress(&format!("reading {} days of events", days.len()));
+    let (raw_dir, unfit) = (run.raw_events(), run.quarantine("wrong_type"));
+    let raw = raw::events(data, &days, &raw_dir, &unfit, engine.sql.partitions)?;
+    (report.events_read, report.late) = (raw.read, raw.late);
+    report.unknown_columns = raw.unknown;
+    progress("checking events");
+    run.validate(&mut report, raw.wrong_type, positive_events)?;
+    report.judge(config, users_known);
+    run.write(&mut report, start)?;
+    let stopped = || format!("the report is {}/collect/report.md", work.display());
+    report.enforce().with_context(stopped)?;
 
     progress("collecting events");
-    let (schema, kept) = engine.run(&builtin_sql("collect").with(&parameters)?)?;
-    report.events_kept = kept.iter().map(RecordBatch::num_rows).sum::<usize>() as u64;
+    report.events_kept = run.events()?;
     if report.events_kept < config.events_min {
         bail!(
-            "{} events from {} to {} are fewer than collect.events_min = {}",
+            "{} events from {} to {} are fewer than offline.collect.events_min = {}; see whether the \
+             feed arrived, or lower it",
             report.events_kept,
             report.from,
             report.to,
             config.events_min
         );
     }
-    write_plain(&table_path(work, "events"), schema, &kept)?;
-    for (name, table) in [("items", Some(items)), ("users", users), ("histories", histories)] {
-        let path = table_path(work, name);
-        match table {
-            Some(table) => write_parquet(&path, table.schema(), &[table])?,
-            None if path.exists() => fs::remove_file(&path)?,
-            None => {}
-        }
-    }
-    report.seconds = start.elapsed().as_secs_f64();
-    let json = serde_json::to_vec_pretty(&report)?;
-    fs::write(work.join("collect/report.json"), json)?;
+    report.account()?;
+    run.write(&mut report, start)?;
+    remove(&run.scratch())?;
     Ok(report)
 }
 
-/// The text of a file of `sql/`, which is part of the program.
-pub fn builtin_sql(name: &str) -> SqlText {
-    let text = match name {
-        "validate" => include_str!("../../sql/validate.sql"),
-        "collect" => include_str!("../../sql/collect.sql"),
-        "item_keys" => include_str!("../../sql/item_keys.sql"),
-        "user_keys" => include_str!("../../sql/user_keys.sql"),
-        "facts" => include_str!("../../sql/facts.sql"),
-        "pairs" => include_str!("../../sql/pairs.sql"),
-        "user_category" => include_str!("../../sql/user_category.sql"),
-        "user_brand" => include_str!("../../sql/user_brand.sql"),
-        "user_department" => include_str!("../../sql/user_department.sql"),
-        "item_stats" => include_str!("../../sql/item_stats.sql"),
-        "user_stats" => include_str!("../../sql/user_stats.sql"),
-        "region_item" => include_str!("../../sql/region_item.sql"),
-        _ => unreachable!("no builtin SQL file {name}"),
-    };
-    SqlText::builtin(name, text)
+/// One collection.
+struct Run<'a> {
+    work: &'a Path,
+    engine: &'a Engine<'a>,
+    window_ms: &'a Range<i64>,
 }
 
-/// Stops the day when a check is passed.
-fn enforce(report: &Report, config: &Config) -> anyhow::Result<()> {
-    let max = &config.share_max;
-    let count = |name: &str| report.counts.get(name).copied().unwrap_or(0).max(0) as u64;
-    for (name, rows, share_max) in [
-        ("null_id", count("null_id"), max.null_id),
-        ("duplicate_id", count("duplicate_id"), max.duplicate_id),
-        ("outside_window", count("outside_window"), max.outside_window),
-        ("unknown_item", count("unknown_item"), max.unknown_item),
-        ("late", report.late, max.late),
-    ] {
-        let share = rows as f64 / report.events_read.max(1) as f64;
-        if share > share_max {
-            bail!(
-                "check `{name}` failed for {rows} of {} events from {} to {}, a share of \
-                 {share:.6}; the most allowed is {share_max} (collect.share_max.{name})",
-                report.events_read,
-                report.from,
-                report.to
-            );
-        }
+impl Run<'_> {
+    fn scratch(&self) -> PathBuf {
+        self.work.join("collect/scratch")
     }
-    Ok(())
-}
 
-struct RawEvents {
-    schema: SchemaRef,
-    batches: Vec<RecordBatch>,
-    late: u64,
-    unknown: Vec<String>,
-}
+    fn raw_events(&self) -> PathBuf {
+        self.scratch().join("raw_events")
+    }
 
-/// Reads the files of the days with canonical columns; columns that only some files have are
-/// null in the others.
-fn read_events(data: &Path, days: &[i64]) -> anyhow::Result<RawEvents> {
-    let mut parts = Vec::new();
-    let mut fields: Vec<Field> = Vec::new();
-    let mut unknown: Vec<String> = Vec::new();
-    let mut late = 0;
-    for &day in days {
-        let folder = data.join("events").join(format!("dt={}", date_of(day)));
-        for path in parquet_files(&folder)? {
-            let (schema, batches) = read_columns(&path, None)?;
-            let layout = checked_layout(Table::Events, &schema, &path)?;
-            unknown.extend(layout.unknown.iter().cloned());
-            for batch in &batches {
-                let batch = times_as_ms(&layout.convert(batch)?.0, "timestamp", "ts_ms")?;
-                let times = batch.column_by_name("ts_ms").expect("just made");
-                let times = times.as_primitive::<Int64Type>().iter().flatten();
-                late += times.filter(|&time| day_start_ms(time) != day).count() as u64;
-                for field in batch.schema().fields() {
-                    if !fields.iter().any(|known| known.name() == field.name()) {
-                        fields.push(field.as_ref().clone());
-                    }
-                }
-                parts.push(batch);
+    fn quarantine(&self, name: &str) -> PathBuf {
+        self.work.join("collect/quarantine").join(format!("{name}.parquet"))
+    }
+
+    /// A table that only the collection reads.
+    fn temporary(&self, name: &str) -> PathBuf {
+        self.scratch().join(format!("{name}.parquet"))
+    }
+
+    /// Writes items, users and histories; whether there are users to refer to.
+    fn catalogue(
+        &self,
+        data: &Path,
+        positive_events: &[String],
+        report: &mut Report,
+    ) -> anyhow::Result<bool> {
+        let read = |table: Table| -> anyhow::Result<Option<(RecordBatch, Counts)>> {
+            let found = raw::catalogue(data, table, &self.quarantine(table.name()))?;
+            let path = table_path(self.work, table.name());
+            match &found {
+                Some((rows, _)) => write_parquet(&path, rows.schema(), std::slice::from_ref(rows))?,
+                None => remove(&path)?,
             }
-        }
-    }
-    unknown.sort();
-    unknown.dedup();
-    let schema: SchemaRef = Arc::new(Schema::new(fields));
-    let batches = parts.iter().map(|batch| widen(batch, &schema)).collect::<Result<_, _>>()?;
-    Ok(RawEvents { schema, batches, late, unknown })
-}
-
-/// The batch with the columns of `schema`, absent ones as nulls; a column that two files write
-/// with different types is converted to the first one's.
-fn widen(batch: &RecordBatch, schema: &SchemaRef) -> anyhow::Result<RecordBatch> {
-    let columns = schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
-        Some(column) if column.data_type() == field.data_type() => Ok(column.clone()),
-        Some(column) => arrow::compute::cast(column, field.data_type()),
-        None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
-    });
-    Ok(RecordBatch::try_new(schema.clone(), columns.collect::<Result<Vec<_>, _>>()?)?)
-}
-
-/// All files of items, users or histories as one batch sorted by key; of rows with the same key
-/// the one of the last file stays. `None` when there is no such directory.
-fn read_catalogue(data: &Path, table: Table) -> anyhow::Result<Option<RecordBatch>> {
-    let folder = data.join(table.name());
-    if !folder.exists() {
-        return Ok(None);
-    }
-    let mut parts = Vec::new();
-    let mut fields: Vec<Field> = Vec::new();
-    for path in parquet_files(&folder)? {
-        let (schema, batches) = read_columns(&path, None)?;
-        let layout = checked_layout(table, &schema, &path)?;
-        for batch in &batches {
-            let mut batch = layout.convert(batch)?.0;
-            for (from, to) in [("created_at", "created_ms"), ("as_of", "as_of_ms")] {
-                if batch.column_by_name(from).is_some() {
-                    batch = times_as_ms(&batch, from, to)?;
-                }
-            }
-            if table == Table::Items {
-                batch = with_created_day(&batch)?;
-            }
-            for field in batch.schema().fields() {
-                if !fields.iter().any(|known| known.name() == field.name()) {
-                    fields.push(field.as_ref().clone());
-                }
-            }
-            parts.push(batch);
-        }
-    }
-    if parts.is_empty() {
-        return Ok(None);
-    }
-    let schema: SchemaRef = Arc::new(Schema::new(fields));
-    let parts: Vec<RecordBatch> =
-        parts.iter().map(|batch| widen(batch, &schema)).collect::<Result<_, _>>()?;
-    let whole = concat_batches(&schema, &parts)?;
-    Ok(Some(last_of_each_key(&whole, table)?))
-}
-
-fn last_of_each_key(batch: &RecordBatch, table: Table) -> anyhow::Result<RecordBatch> {
-    let columns: Vec<&arrow::array::StringArray> = table
-        .key()
-        .iter()
-        .map(|name| batch.column_by_name(name).expect("canonical column").as_string::<i32>())
-        .collect();
-    let keys: Vec<Option<String>> = (0..batch.num_rows())
-        .map(|row| {
-            let parts: Option<Vec<&str>> =
-                columns.iter().map(|c| c.is_valid(row).then(|| c.value(row))).collect();
-            parts.map(|parts| parts.join("\u{1f}"))
-        })
-        .collect();
-    let mut seen: HashSet<&str> = HashSet::with_capacity(keys.len());
-    let mut keep = vec![false; keys.len()];
-    for (row, key) in keys.iter().enumerate().rev() {
-        keep[row] = key.as_ref().is_some_and(|key| seen.insert(key));
-    }
-    let keep = BooleanArray::from(keep);
-    let batch = filter_record_batch(batch, &keep)?;
-    let kept: arrow::array::StringArray = keys
-        .iter()
-        .zip(keep.iter())
-        .filter(|(_, keep)| *keep == Some(true))
-        .map(|(k, _)| k.clone())
-        .collect();
-    Ok(take_record_batch(&batch, &sort_to_indices(&kept, None, None)?)?)
-}
-
-fn checked_layout(table: Table, schema: &Schema, path: &Path) -> anyhow::Result<Layout> {
-    let layout = Layout::new(table, schema);
-    if let Some((name, found, expected)) = layout.unusable.first() {
-        bail!("{}: column `{name}` is {found}, expected {expected}", path.display());
-    }
-    if let Some(name) = layout.missing.first() {
-        bail!("{}: no column `{name}`, which table {} needs", path.display(), table.name());
-    }
-    Ok(layout)
-}
-
-/// Replaces a time column by one of epoch milliseconds.
-fn times_as_ms(batch: &RecordBatch, from: &str, to: &str) -> anyhow::Result<RecordBatch> {
-    let at = batch.schema().index_of(from)?;
-    replace_column(batch, at, to, epoch_ms(batch.column(at)))
-}
-
-fn replace_column(
-    batch: &RecordBatch,
-    at: usize,
-    name: &str,
-    column: ArrayRef,
-) -> anyhow::Result<RecordBatch> {
-    let mut fields: Vec<Field> =
-        batch.schema().fields().iter().map(|field| field.as_ref().clone()).collect();
-    let mut columns: Vec<ArrayRef> = batch.columns().to_vec();
-    let field = Field::new(name, column.data_type().clone(), true);
-    if at < fields.len() {
-        (fields[at], columns[at]) = (field, column);
-    } else {
-        fields.push(field);
-        columns.push(column);
-    }
-    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
-}
-
-/// Adds `created_day`, the epoch day with its fraction: the unit of ages in features.
-fn with_created_day(batch: &RecordBatch) -> anyhow::Result<RecordBatch> {
-    let created_ms = tables::i64_column(batch, "created_ms")?;
-    let days: Float64Array = created_ms.iter().map(|ms| ms.map(epoch_days)).collect();
-    replace_column(batch, batch.num_columns(), "created_day", Arc::new(days))
-}
-
-fn parquet_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("{}", folder.display()))?;
-    let mut files: Vec<PathBuf> =
-        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "parquet"));
-    files.sort();
-    Ok(files)
-}
-
-/// Writes what a query gave with plain column types (the engine may hand out string views).
-pub(super) fn write_plain(
-    path: &Path,
-    schema: SchemaRef,
-    batches: &[RecordBatch],
-) -> anyhow::Result<()> {
-    let fields = schema.fields().iter().map(|field| {
-        let plain = match field.data_type() {
-            DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
-            other => other.clone(),
+            Ok(found)
         };
-        Field::new(field.name(), plain, true)
-    });
-    let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-    let batches =
-        batches.iter().map(|batch| widen(batch, &schema)).collect::<Result<Vec<_>, _>>()?;
-    Ok(write_parquet(path, schema, &batches)?)
+        let (_, items) = read(Table::Items)?
+            .with_context(|| format!("{}/items: no catalogue", data.display()))?;
+        report.items = items;
+        let users = read(Table::Users)?;
+        if users.is_none() {
+            // The SQL refers to users, whether or not there are any.
+            let schema = Arc::new(Schema::new(vec![Field::new("user_id", DataType::Utf8, true)]));
+            write_parquet(&self.temporary("users"), schema, &[])?;
+        }
+        report.users = users.as_ref().map(|(_, counts)| counts.clone()).unwrap_or_default();
+        if let Some((rows, counts)) = read(Table::Histories)? {
+            let lists = list_column(&rows, "item_ids")?;
+            for (row, event) in string_column(&rows, "event")?.iter().enumerate() {
+                if event.is_some_and(|event| positive_events.iter().any(|known| known == event)) {
+                    report.untimed_positives += lists.value_length(row) as u64;
+                }
+            }
+            report.histories = counts;
+        }
+        Ok(users.is_some())
+    }
+
+    /// What the queries read.
+    fn job(&self) -> Job {
+        let mut job = Job::default();
+        job.input("raw_events", self.raw_events());
+        job.input("items", table_path(self.work, "items"));
+        let users = table_path(self.work, "users");
+        job.input("users", if users.exists() { users } else { self.temporary("users") });
+        job
+    }
+
+    fn run(&self, mut job: Job, steps: &[(&str, PathBuf)]) -> anyhow::Result<()> {
+        let (from, to) = (self.window_ms.start.to_string(), self.window_ms.end.to_string());
+        for (name, path) in steps {
+            job.step(name, path.clone(), &[("from_ms", &from), ("to_ms", &to)])?;
+        }
+        self.engine.run(&job, &self.scratch().join("engine"), &mut |_| {})
+    }
+
+    /// Counts, compares and quarantines.
+    fn validate(
+        &self,
+        report: &mut Report,
+        wrong_type: u64,
+        positive_events: &[String],
+    ) -> anyhow::Result<()> {
+        let bad = self.quarantine("events");
+        remove(&bad)?;
+        let validate = self.temporary("validate");
+        let by_day = self.temporary("event_days");
+        let steps = [
+            ("repeated", self.temporary("repeated")),
+            ("validate", validate.clone()),
+            ("event_days", by_day.clone()),
+            ("quarantine", bad.clone()),
+        ];
+        self.run(self.job(), &steps)?;
+        let row = Frame::open(&validate)?;
+        let row = row.names().into_iter().map(|name| {
+            let value = row.f64(&name)?.first().copied();
+            Ok((name, value.context("sql/validate.sql gave no row")?))
+        });
+        report.count(&row.collect::<anyhow::Result<BTreeMap<String, f64>>>()?);
+        report.compare_days(&Frame::open(&by_day)?, positive_events)?;
+        let bad_rows = Frame::open(&bad)?;
+        for reasons in bad_rows.ids("reason")? {
+            for reason in reasons.split(',') {
+                *report.reasons.entry(reason.to_owned()).or_default() += 1;
+            }
+        }
+        if wrong_type > 0 {
+            report.reasons.insert("wrong_type".to_owned(), wrong_type);
+        }
+        report.events_quarantined = bad_rows.rows() as u64 + wrong_type;
+        if bad_rows.rows() == 0 {
+            remove(&bad)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the events that are kept; returns their number.
+    fn events(&self) -> anyhow::Result<u64> {
+        let path = table_path(self.work, "events");
+        let mut job = self.job();
+        job.input("repeated", self.temporary("repeated"));
+        self.run(job, &[("events", path.clone())])?;
+        super::tables::count_rows(&path)
+            .with_context(|| format!("count the rows of {}", path.display()))
+    }
+
+    fn write(&self, report: &mut Report, start: Instant) -> anyhow::Result<()> {
+        report.seconds = start.elapsed().as_secs_f64();
+        let folder = self.work.join("collect");
+        fs::write(folder.join("report.json"), serde_json::to_vec_pretty(report)?)?;
+        fs::write(folder.join("report.md"), report.text())?;
+        Ok(())
+    }
 }
 
-fn first_row(batches: &[RecordBatch]) -> anyhow::Result<std::collections::BTreeMap<String, i64>> {
-    let batch = batches
-        .iter()
-        .find(|batch| batch.num_rows() > 0)
-        .context("sql/validate.sql gave no row")?;
-    let mut counts = std::collections::BTreeMap::new();
-    for field in batch.schema().fields() {
-        let column: Int64Array = tables::i64_column(batch, field.name())?;
-        counts.insert(field.name().clone(), if column.is_null(0) { 0 } else { column.value(0) });
+/// Removes a file or a directory, if there is one.
+pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
+    let gone = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match gone {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
     }
-    Ok(counts)
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use super::load::Loaded;
 use super::split::Split;
 use super::workspace::{Fingerprint, Workspace, write_atomically};
 use super::{
-    aggregates, approve, collect, evaluate, load, progress, publish, split, sql, train_ranker,
-    train_towers,
+    aggregates, approve, collect, engine, evaluate, load, progress, publish, split, sql,
+    train_ranker, train_towers,
 };
 use crate::bundle::{self, Bundle, Registry, TowerUser, files};
 use crate::features::{HISTORY_MAX, Schema};
@@ -43,10 +43,14 @@ pub struct Config {
     pub features: PathBuf,
     /// Threads of training and evaluation; 0 is all cores.
     pub threads: usize,
+    /// Who runs the files of `sql/`.
+    pub engine: engine::Kind,
+    pub spark: engine::SparkConfig,
     pub window: Window,
     /// The moment whose statistics, histories and vectors the bundle serves.
     pub publish_as_of: PublishAsOf,
     pub sql: sql::Config,
+    pub aggregates: aggregates::Config,
     pub collect: collect::Config,
     pub split: split::Config,
     pub signals: load::Config,
@@ -79,6 +83,7 @@ pub struct Window {
 impl Config {
     /// Refuses what a run would only stumble over hours later.
     pub fn check(&self) -> Result<()> {
+        self.aggregates.check()?;
         let towers = &self.towers;
         ensure!(
             towers.snapshot_every_days > 0,
@@ -98,6 +103,13 @@ impl Config {
             "offline.gate.recall_at = {gate} is not in offline.evaluate.recall_at"
         );
         Ok(())
+    }
+}
+
+impl Config {
+    /// Who runs the files of `sql/`, with its settings.
+    pub fn engine(&self) -> engine::Engine<'_> {
+        engine::Engine { kind: self.engine, sql: &self.sql, spark: &self.spark }
     }
 }
 
@@ -209,14 +221,28 @@ impl<'a> Day<'a> {
         if !reached("features") {
             return Ok(());
         }
-        let loaded = self.pool.install(|| Loaded::open(&collected, &config.signals))?;
-        let days = self.days(&loaded, &split);
+        let report = collect::report(self.work.root())?;
+        let timed = report.is_timed(split.towers_ms.end);
+        let snapshots = train_towers::snapshot_times(timed, &split, &config.towers);
+        let days = self.days(&snapshots, &split);
         self.features(&days)?;
+        if !reached("towers") {
+            return Ok(());
+        }
+        let loaded = self.pool.install(|| Loaded::open(&collected, &config.signals))?;
         let fp = fp.and(&self.schema_text).and(format!("{days:?}")).and(aggregates::queries());
+        let fp = fp.and(format!("{:?}", config.aggregates));
         let features = self.work.dir("features");
         let latest = aggregates::day_dir(&features, split.test_ms.start);
         let layout = Layout::new(&self.schema, &config.towers.inputs, &loaded, &latest)?;
-        let run = Run { day: self, loaded: &loaded, layout: &layout, split: &split, features };
+        let run = Run {
+            day: self,
+            loaded: &loaded,
+            layout: &layout,
+            split: &split,
+            snapshots: &snapshots,
+            features,
+        };
         let mut fp = fp;
         for step in ["towers", "embed", "index", "ranker"] {
             if !reached(step) {
@@ -263,7 +289,8 @@ impl<'a> Day<'a> {
         let config = self.config;
         let window = config.window.resolve(&collect::event_days(&config.data_dir)?)?;
         let fp = Fingerprint::start()
-            .and(format!("{window:?}{:?}", config.collect))
+            .and(format!("{window:?}{:?}{:?}", config.engine, config.collect))
+            .and(config.signals.positive_events.join(","))
             .and(collect::queries())
             .and(listing(&config.data_dir, &window)?);
         self.work.step("collect", &fp, |_| {
@@ -274,17 +301,19 @@ impl<'a> Day<'a> {
                 &config.data_dir,
                 root,
                 window.clone(),
-                &config.sql,
+                &config.engine(),
                 &config.collect,
+                &config.signals.positive_events,
                 &note,
             )?;
             bar.finish_and_clear();
             tracing::info!(
-                "collected {} of {} events, {} items, {} users from {} to {}",
+                "collected {} of {} events ({} in the quarantine), {} items, {} users from {} to {}",
                 report.events_kept,
                 report.events_read,
-                report.items,
-                report.users,
+                report.events_quarantined,
+                report.items.kept,
+                report.users.kept,
                 report.from,
                 report.to
             );
@@ -298,12 +327,14 @@ impl<'a> Day<'a> {
     fn features(&self, days: &[i64]) -> Result<()> {
         let collected = std::fs::read(self.work.dir("collect").join("done.json"))?;
         let fp = Fingerprint::start().and(collected).and(aggregates::queries());
+        let fp = fp.and(format!("{:?}{:?}", self.config.engine, self.config.aggregates));
         self.work.own("features", &fp)?;
         let bar = progress::bar("features", days.len() as u64);
         let computed = aggregates::materialise(
             self.work.root(),
             days,
-            &self.config.sql,
+            &self.config.engine(),
+            &self.config.aggregates,
             &mut |done, _, date| {
                 bar.set_position(done as u64);
                 bar.set_message(date.to_owned());
@@ -320,10 +351,9 @@ impl<'a> Day<'a> {
     }
 
     /// Every midnight whose aggregates a row or a bundle of this run reads.
-    fn days(&self, loaded: &Loaded, split: &Split) -> Vec<i64> {
+    fn days(&self, snapshots: &[(i64, i64)], split: &Split) -> Vec<i64> {
         let towers = &self.config.towers;
-        let snapshots = train_towers::snapshot_times(loaded, split, towers);
-        let mut days: Vec<i64> = snapshots.into_iter().map(|(_, day)| day).collect();
+        let mut days: Vec<i64> = snapshots.iter().map(|&(_, day)| day).collect();
         days.push(train_towers::validation_start(split, towers));
         let test_days = i64::from(self.config.evaluate.ranker_days);
         let end = split.test_ms.end.min(split.test_ms.start + test_days * DAY_MS);
@@ -362,6 +392,8 @@ struct Run<'a> {
     loaded: &'a Loaded,
     layout: &'a Layout,
     split: &'a Split,
+    /// Moments from which a snapshot of the numbers counts, and the day it is of.
+    snapshots: &'a [(i64, i64)],
     features: PathBuf,
 }
 
@@ -389,7 +421,15 @@ impl Run<'_> {
 
     fn towers(&self, dir: &Path) -> Result<()> {
         let (config, model) = (&self.day.config.towers, self.day.shared.towers);
-        train_towers::run(self.loaded, self.layout, &self.features, self.split, config, model, dir)
+        train_towers::run(
+            self.loaded,
+            self.layout,
+            &self.features,
+            train_towers::Moments { split: self.split, snapshots: self.snapshots },
+            config,
+            model,
+            dir,
+        )
     }
 
     fn time_ms(&self, moment: Moment) -> i64 {
@@ -552,12 +592,14 @@ impl Run<'_> {
             (work.dir("towers").join(files::TOWERS), files::TOWERS),
             (work.dir("index").join("publish.bin"), files::INDEX),
             (work.dir("ranker").join(files::RANKER), files::RANKER),
-            (work.dir("evaluate").join(files::REPORT), files::REPORT),
         ];
         for (from, name) in copies {
             std::fs::copy(&from, dir.join(name))
                 .with_context(|| format!("copy {}", from.display()))?;
         }
+        let mut report_json = serde_json::to_value(report)?;
+        report_json["data"] = serde_json::to_value(collect::report(work.root())?)?;
+        std::fs::write(dir.join(files::REPORT), serde_json::to_vec_pretty(&report_json)?)?;
         std::fs::write(dir.join(files::FEATURES), &self.day.schema_text)?;
         let dictionaries = serde_json::to_vec(&self.layout.dictionaries)?;
         std::fs::write(dir.join(files::DICTIONARIES), dictionaries)?;

@@ -1,7 +1,8 @@
-//! Import: a SQL file over someone's files becomes the canonical tables.
+//! Import: someone's files and database become the canonical tables, by a SQL file or as they are.
 //!
 //! ```text
-//! files -> tables by file stem -> SQL -> events, items, users, histories
+//! files -> tables by file stem ─┐
+//! PostgreSQL -> tables by name ─┴─> SQL -> events, items, users, histories
 //!       -> canonical columns -> checks -> quarantine/<table>.parquet  (bad rows, with the reason)
 //!                                      -> events/dt=YYYY-MM-DD/part-00000.parquet, items/..., ...
 //! ```
@@ -22,7 +23,8 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use serde::Serialize;
 
 use crate::offline::checks::{CHECKS, Checker, Limits, applies, reason, text};
-use crate::offline::sql::{self, Engine, SqlText, write_parquet};
+use crate::offline::postgres;
+use crate::offline::sql::{self, Engine, ParquetWriter, SqlText, write_parquet};
 use crate::offline::tables::{Layout, Table};
 use crate::types::{DAY_MS, date_of};
 
@@ -37,6 +39,7 @@ pub struct Config {
     pub date_max: String,
     pub example_rows: usize,
     pub share_max: ShareMax,
+    pub postgres: postgres::Config,
 }
 
 /// The largest bearable share of rows that fail a check; 0 bears none.
@@ -54,10 +57,19 @@ pub struct ShareMax {
 /// What to import, from where and to where.
 #[derive(Debug, Clone)]
 pub struct Options {
-    pub sql: PathBuf,
+    /// Without one, tables that are read from a database are canonical as they are.
+    pub sql: Option<PathBuf>,
     pub inputs: Vec<PathBuf>,
+    pub database: Option<Database>,
     pub out: PathBuf,
     pub parameters: Vec<(String, String)>,
+}
+
+/// A database, and what is read of it: the table's name here, and a table or query there.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pub address: postgres::Address,
+    pub tables: Vec<(String, String)>,
 }
 
 /// What an import did.
@@ -108,31 +120,48 @@ pub fn import(
 ) -> anyhow::Result<Report> {
     let start = Instant::now();
     let limits = Limits::new(config)?;
-    let text = SqlText::read(&options.sql).context("cannot read the SQL file of the import")?;
-    let parameters: Vec<(&str, &str)> =
-        options.parameters.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    let text = text.with(&parameters)?;
+    let text = options.sql.as_deref().map(|path| read_sql(path, options)).transpose()?;
     let engine = Engine::new(engine)?;
     let mut inputs = Vec::new();
     for input in &options.inputs {
         inputs.extend(engine.register_input(input)?);
     }
-    for name in Table::ALL.map(Table::name) {
-        if inputs.iter().any(|input| input == name) {
-            bail!("the input file `{name}` has the name of a canonical table; rename the file");
-        }
+    let reading = options.out.join(".reading");
+    if let Some(database) = &options.database {
+        read_database(database, &config.postgres, &reading, &engine, progress)?;
+        inputs.extend(database.tables.iter().map(|(name, _)| name.clone()));
     }
-    progress(&format!("running {} over {}", text.origin, inputs.join(", ")));
-    engine.run(&text)?;
+    let canonical = Table::ALL.map(Table::name);
+    let origin = match &text {
+        Some(text) => {
+            if let Some(name) = inputs.iter().find(|input| canonical.contains(&input.as_str())) {
+                bail!("the input `{name}` has the name of a canonical table; rename it");
+            }
+            progress(&format!("running {} over {}", text.origin, inputs.join(", ")));
+            engine.run(text)?;
+            text.origin.clone()
+        }
+        None => {
+            if let Some(name) = inputs.iter().find(|input| !canonical.contains(&input.as_str())) {
+                bail!(
+                    "`{name}` is no canonical table ({}): name it so, or give a SQL file that makes \
+                     those of it (--sql)",
+                    canonical.join(", ")
+                );
+            }
+            "the database".to_owned()
+        }
+    };
 
     let mut known_items = None;
     let mut outcomes = Vec::new();
     for table in Table::ALL {
         let Some((schema, batches)) = engine.table(table.name())? else {
-            if matches!(table, Table::Items | Table::Events) {
+            // A database may hold profiles and items only, and events come from elsewhere.
+            if options.database.is_none() && matches!(table, Table::Items | Table::Events) {
                 bail!(
                     "{}: makes no table or view `{}`; add CREATE VIEW {} AS SELECT ...",
-                    text.origin,
+                    origin,
                     table.name(),
                     table.name()
                 );
@@ -141,14 +170,17 @@ pub fn import(
         };
         progress(&format!("checking {}", table.name()));
         let outcome = examine(table, &schema, &batches, known_items.as_ref(), &limits)
-            .with_context(|| format!("{}: table `{}`", text.origin, table.name()))?;
+            .with_context(|| format!("{origin}: table `{}`", table.name()))?;
         if table == Table::Items {
             known_items = Some(outcome.ids());
         }
         outcomes.push(outcome);
     }
+    if outcomes.is_empty() {
+        bail!("{origin}: makes none of the tables {}", canonical.join(", "));
+    }
     let mut report = Report {
-        sql: text.origin,
+        sql: origin,
         out: options.out.display().to_string(),
         passed: outcomes.iter().all(|o| o.report.checks.iter().all(|check| check.passed)),
         seconds: 0.0,
@@ -156,9 +188,56 @@ pub fn import(
         tables: Vec::new(),
     };
     progress(&format!("writing {}", options.out.display()));
-    write_all(outcomes, &options.out, &mut report)?;
+    write_all(outcomes, &options.out, options.database.is_some(), &mut report)?;
+    if reading.exists() {
+        fs::remove_dir_all(&reading).with_context(|| format!("{}", reading.display()))?;
+    }
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
+}
+
+fn read_sql(path: &Path, options: &Options) -> anyhow::Result<SqlText> {
+    let text = SqlText::read(path).context("cannot read the SQL file of the import")?;
+    let parameters: Vec<(&str, &str)> =
+        options.parameters.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    Ok(text.with(&parameters)?)
+}
+
+/// Copies what is wanted of a database to files of `folder`, batch by batch, and makes them tables.
+fn read_database(
+    database: &Database,
+    config: &postgres::Config,
+    folder: &Path,
+    engine: &Engine,
+    progress: &dyn Fn(&str),
+) -> anyhow::Result<()> {
+    let mut client = postgres::Client::connect(&database.address, config)?;
+    for (name, query) in &database.tables {
+        let known = sql::identifier(name);
+        if known != *name {
+            bail!("`{name}` is no name for a table here; `{known}` is one");
+        }
+        progress(&format!("reading {name} from {:?}", database.address));
+        let path = folder.join(format!("{name}.parquet"));
+        let mut writer: Option<ParquetWriter> = None;
+        let schema = client
+            .read(query, |batch| -> anyhow::Result<()> {
+                let schema = batch.schema();
+                let writer = match &mut writer {
+                    Some(writer) => writer,
+                    none => none.insert(ParquetWriter::create(&path, schema)?),
+                };
+                Ok(writer.write(&batch)?)
+            })
+            .with_context(|| format!("`{name}`, read as `{query}`"))?;
+        let writer = match writer {
+            Some(writer) => writer,
+            None => ParquetWriter::create(&path, schema)?,
+        };
+        progress(&format!("read {} rows of {name}", writer.finish()?));
+        engine.register_parquet(name, &path)?;
+    }
+    Ok(())
 }
 
 impl Report {
@@ -421,7 +500,13 @@ fn row_as_json(batch: &RecordBatch, row: usize) -> anyhow::Result<serde_json::Va
 }
 
 /// Writes the quarantine, and the tables when all checks passed; a table is replaced as a whole.
-fn write_all(outcomes: Vec<Outcome>, out: &Path, report: &mut Report) -> anyhow::Result<()> {
+/// `keep` leaves those alone that this import does not make.
+fn write_all(
+    outcomes: Vec<Outcome>,
+    out: &Path,
+    keep: bool,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let staging = out.join(".partial");
     if staging.exists() {
         fs::remove_dir_all(&staging).with_context(|| format!("{}", staging.display()))?;
@@ -446,7 +531,7 @@ fn write_all(outcomes: Vec<Outcome>, out: &Path, report: &mut Report) -> anyhow:
     }
     for table in Table::ALL.map(Table::name) {
         let (new, old) = (staging.join(table), out.join(table));
-        if old.exists() {
+        if old.exists() && (new.exists() || !keep) {
             fs::remove_dir_all(&old).with_context(|| format!("{}", old.display()))?;
         }
         if new.exists() {

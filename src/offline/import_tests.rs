@@ -41,8 +41,9 @@ impl Case {
         let sql = self.dir.path().join("import.sql");
         fs::write(&sql, &self.sql).unwrap();
         let options = Options {
-            sql,
+            sql: Some(sql),
             inputs: vec![self.dir.path().join("in")],
+            database: None,
             out: self.out(),
             parameters: Vec::new(),
         };
@@ -58,6 +59,11 @@ impl Case {
                 date_out_of_range: share,
                 unknown_item: share,
                 negative_price: share,
+            },
+            postgres: crate::offline::postgres::Config {
+                batch_rows: 2,
+                connect_timeout_ms: 5000,
+                answer_timeout_ms: 5000,
             },
         };
         import(&options, &engine(), &config, &|_| {})

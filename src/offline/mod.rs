@@ -1,7 +1,7 @@
 //! The day: from the object store's events to a published bundle.
 //!
 //! ```text
-//! collect     the window's events, cleaned and validated            sql/collect.sql
+//! collect     the window's events, validated, cleaned               sql/events.sql and others
 //! split       which days teach the towers, the ranker, and judge
 //! features    aggregates as of every midnight that a row reads      sql/*.sql
 //! towers      two encoders, on the days before the ranker's
@@ -24,20 +24,24 @@ mod checks;
 pub mod collect;
 pub mod dataset;
 mod day;
+pub mod engine;
 pub mod evaluate;
 pub mod examples;
 pub mod frame;
 pub mod import;
 pub mod load;
 pub mod metrics;
+pub mod postgres;
 pub mod progress;
 pub mod publish;
+mod raw;
 pub mod recall;
 pub mod split;
 pub mod sql;
 pub mod tables;
 pub mod train_ranker;
 pub mod train_towers;
+pub mod validation;
 pub mod workspace;
 
 pub use day::{Config, Day, STEPS, Shared};

@@ -5,6 +5,7 @@
 //! statements and use whatever DataFusion offers. Parameters are written `{{name}}`.
 //!
 //! Calls block: an engine has a runtime of its own and must not be used from inside another.
+//! What does not fit into `memory_max_bytes` while a query sorts or groups goes to disk.
 //! Invariant: a Parquet file appears under its name only when it is complete.
 
 use std::fs::{self, File};
@@ -13,16 +14,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::Column;
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::Expr;
 use datafusion::prelude::{
     CsvReadOptions, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
 };
-use datafusion::sql::parser::DFParser;
+use datafusion::sql::parser::{DFParser, Statement};
+use futures::StreamExt;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
@@ -35,6 +40,10 @@ pub struct Config {
     pub partitions: usize,
     pub batch_rows: usize,
     pub infer_rows: usize,
+    /// What sorts, groups and joins may hold; beyond it they go to disk.
+    pub memory_max_bytes: usize,
+    /// What they may put there.
+    pub spill_max_bytes: u64,
 }
 
 /// Why a file or a query was refused.
@@ -54,12 +63,16 @@ pub enum Error {
     Empty { input: PathBuf },
     #[error("{origin}, statement {number}: {source} (tables: {tables})")]
     Query { origin: String, number: usize, source: Box<DataFusionError>, tables: String },
+    #[error("{origin}: holds no SELECT")]
+    Nothing { origin: String },
     #[error("{origin}: parameter `{{{{{name}}}}}` has no value; pass it as {name}=VALUE")]
     Parameter { origin: String, name: String },
     #[error("{origin}: `{{{{` at byte {at} is never closed by `}}}}`")]
     Placeholder { origin: String, at: usize },
     #[error("cannot start the query engine: {0}")]
     Start(io::Error),
+    #[error("cannot set up the query engine: {0}")]
+    SetUp(Box<DataFusionError>),
 }
 
 /// A text of SQL and where it came from, for messages.
@@ -123,8 +136,18 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without tables.
+    /// An engine without tables, which spills to the system's directory for temporary files.
     pub fn new(config: &Config) -> Result<Self, Error> {
+        Self::build(config, RuntimeEnvBuilder::new())
+    }
+
+    /// An engine without tables, which spills to `dir`.
+    pub fn spilling_to(dir: &Path, config: &Config) -> Result<Self, Error> {
+        fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
+        Self::build(config, RuntimeEnvBuilder::new().with_temp_file_path(dir))
+    }
+
+    fn build(config: &Config, environment: RuntimeEnvBuilder) -> Result<Self, Error> {
         let partitions = config.partitions.max(1);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(partitions)
@@ -136,9 +159,17 @@ impl Engine {
         let session = SessionConfig::new()
             .with_target_partitions(partitions)
             .with_batch_size(config.batch_rows)
-            .with_information_schema(true);
+            .with_information_schema(true)
+            .set_str("datafusion.execution.spill_compression", "lz4_frame")
+            // Views of one buffer are counted once a batch, so that sorts believe to be out of memory.
+            .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
+        let environment = environment
+            .with_memory_pool(Arc::new(FairSpillPool::new(config.memory_max_bytes)))
+            .with_max_temp_directory_size(config.spill_max_bytes)
+            .build_arc()
+            .map_err(|source| Error::SetUp(Box::new(source)))?;
         Ok(Self {
-            context: SessionContext::new_with_config(session),
+            context: SessionContext::new_with_config_rt(session, environment),
             runtime,
             partitions,
             batch_rows: config.batch_rows,
@@ -172,6 +203,44 @@ impl Engine {
         self.context.deregister_table(name).map_err(fail)?;
         self.context.register_table(name, Arc::new(table)).map_err(fail)?;
         Ok(())
+    }
+
+    /// Makes a Parquet file, or a directory of them, a table; one of that name is replaced.
+    pub fn register_parquet(&self, name: &str, path: &Path) -> Result<(), Error> {
+        let is_dir = fs::metadata(path)
+            .map_err(|source| Error::Io { path: path.to_owned(), source })?
+            .is_dir();
+        // The engine takes a path for a directory when it ends in a slash.
+        let text = format!("{}{}", path.display(), if is_dir { "/" } else { "" });
+        let fail = |source| self.failed(&format!("table {name}"), 0, source);
+        self.context.deregister_table(name).map_err(fail)?;
+        let options = ParquetReadOptions::default();
+        self.runtime
+            .block_on(self.context.register_parquet(name, text, options))
+            .map_err(|source| Error::Read { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// Runs one SELECT and writes its rows to `path` as they come; returns their number.
+    pub fn write(&self, sql: &SqlText, path: &Path) -> Result<u64, Error> {
+        let failed = |source| self.failed(&sql.origin, 1, source);
+        let mut parsed = DFParser::parse_sql(&sql.text).map_err(failed)?;
+        let statement =
+            parsed.pop_front().ok_or_else(|| Error::Nothing { origin: sql.origin.clone() })?;
+        self.runtime.block_on(async {
+            let frame = self.plan(statement).await.map_err(failed)?;
+            let schema = plain(&Arc::new(frame.schema().as_arrow().clone()));
+            let mut rows = frame.execute_stream().await.map_err(failed)?;
+            let mut writer = ParquetWriter::create(path, schema)?;
+            while let Some(batch) = rows.next().await {
+                writer.write(&batch.map_err(failed)?)?;
+            }
+            writer.finish()
+        })
+    }
+
+    async fn plan(&self, statement: Statement) -> Result<DataFrame, DataFusionError> {
+        let plan = self.context.state().statement_to_plan(statement).await?;
+        self.context.execute_logical_plan(plan).await
     }
 
     /// Makes one file a table named after its stem, with columns that need no quotes:
@@ -215,9 +284,7 @@ impl Engine {
         for (at, statement) in parsed.into_iter().enumerate() {
             let failed = |source| self.failed(&sql.origin, at + 1, source);
             last = Some(self.runtime.block_on(async {
-                let plan =
-                    self.context.state().statement_to_plan(statement).await.map_err(failed)?;
-                let frame = self.context.execute_logical_plan(plan).await.map_err(failed)?;
+                let frame = self.plan(statement).await.map_err(failed)?;
                 let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
                 let batches = frame.collect().await.map_err(failed)?;
                 // The plan may call columns nullable that come out without nulls.
@@ -288,24 +355,74 @@ impl Engine {
 
 /// Writes batches as one Snappy Parquet file, atomically; makes the parent directories.
 pub fn write_parquet(path: &Path, schema: SchemaRef, batches: &[RecordBatch]) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let failed = |source| Error::Write { path: path.to_owned(), source };
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(io)?;
+    let mut writer = ParquetWriter::create(path, schema)?;
+    batches.iter().try_for_each(|batch| writer.write(batch))?;
+    writer.finish().map(drop)
+}
+
+/// One Snappy Parquet file in the making; under its name only once it is whole.
+pub struct ParquetWriter {
+    path: PathBuf,
+    partial: PathBuf,
+    schema: SchemaRef,
+    writer: ArrowWriter<File>,
+    rows: u64,
+}
+
+impl ParquetWriter {
+    /// Begins the file; makes the parent directories.
+    pub fn create(path: &Path, schema: SchemaRef) -> Result<Self, Error> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(io)?;
+        }
+        let partial = path.with_extension("parquet.partial");
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+        let file = File::create(&partial).map_err(io)?;
+        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))
+            .map_err(|source| Error::Write { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), partial, schema, writer, rows: 0 })
     }
-    let partial = path.with_extension("parquet.partial");
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-    let file = File::create(&partial).map_err(io)?;
-    let mut writer =
-        ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(failed)?;
-    for batch in batches {
+
+    /// Appends rows; columns of a near type become the file's.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
+        let failed = |source| Error::Write { path: self.path.clone(), source };
+        let columns = batch.columns().iter().zip(self.schema.fields());
+        let columns = columns.map(|(column, field)| match column.data_type() {
+            same if same == field.data_type() => Ok(column.clone()),
+            _ => cast(column, field.data_type()),
+        });
         // Nullability may differ from batch to batch; the file has one schema.
-        let batch = RecordBatch::try_new(schema.clone(), batch.columns().to_vec())
+        let batch = columns
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|columns| RecordBatch::try_new(self.schema.clone(), columns))
             .map_err(|error| failed(error.into()))?;
-        writer.write(&batch).map_err(failed)?;
+        self.rows += batch.num_rows() as u64;
+        self.writer.write(&batch).map_err(failed)
     }
-    writer.close().map_err(failed)?;
-    fs::rename(&partial, path).map_err(io)
+
+    /// Completes the file and gives it its name; the number of its rows.
+    pub fn finish(self) -> Result<u64, Error> {
+        self.writer.close().map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        fs::rename(&self.partial, &self.path)
+            .map_err(|source| Error::Io { path: self.path, source })?;
+        Ok(self.rows)
+    }
+}
+
+/// The schema with plain strings, where the engine may hand out views of them, all nullable.
+fn plain(schema: &SchemaRef) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| {
+        let kind = match field.data_type() {
+            DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
+            DataType::List(item) if item.data_type() == &DataType::Utf8View => {
+                DataType::List(Arc::new(Field::new("item", DataType::Utf8, true)))
+            }
+            other => other.clone(),
+        };
+        Field::new(field.name(), kind, true)
+    });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 /// A name that SQL reads without quotes: lower case, letters, digits and `_`, not led by a digit.
@@ -363,7 +480,13 @@ pub(crate) mod tests {
     use arrow::array::{Array, Int64Array, StringArray};
 
     pub(crate) fn config() -> Config {
-        Config { partitions: 2, batch_rows: 8192, infer_rows: 1000 }
+        Config {
+            partitions: 2,
+            batch_rows: 8192,
+            infer_rows: 1000,
+            memory_max_bytes: 1 << 30,
+            spill_max_bytes: 1 << 30,
+        }
     }
 
     fn text(text: &str) -> SqlText {

@@ -264,6 +264,24 @@ pub fn read_columns(
     Ok((schema, batches))
 }
 
+/// Rows of a Parquet file, or of all those in a directory, from their footers.
+pub fn count_rows(path: &Path) -> Result<u64, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    if path.is_dir() {
+        let mut rows = 0;
+        for entry in std::fs::read_dir(path).map_err(io)? {
+            let file = entry.map_err(io)?.path();
+            if file.extension().is_some_and(|extension| extension == "parquet") {
+                rows += count_rows(&file)?;
+            }
+        }
+        return Ok(rows);
+    }
+    let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).map_err(io)?)
+        .map_err(|source| Error::Parquet { path: path.to_owned(), source })?;
+    Ok(builder.metadata().file_metadata().num_rows().max(0) as u64)
+}
+
 /// A column as strings; numbers are written out, other types refused.
 pub fn string_column(batch: &RecordBatch, name: &str) -> Result<StringArray, Error> {
     Ok(converted(batch, name, Kind::Text)?.as_string::<i32>().clone())

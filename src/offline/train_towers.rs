@@ -46,17 +46,24 @@ struct Snapshot {
     users: crate::features::UserTable,
 }
 
+/// The time split, and when a snapshot of the numbers counts with the day whose tables it reads.
+#[derive(Clone, Copy)]
+pub struct Moments<'a> {
+    pub split: &'a Split,
+    pub snapshots: &'a [(i64, i64)],
+}
+
 /// Trains and writes `towers.bin`.
 pub fn run(
     loaded: &Loaded,
     layout: &Layout,
     features: &Path,
-    split: &Split,
+    moments: Moments,
     config: &Config,
     model: &towers::Config,
     out: &Path,
 ) -> Result<()> {
-    let times = snapshot_times(loaded, split, config);
+    let Moments { split, snapshots: times } = moments;
     let snapshots = times
         .iter()
         .map(|&(from_ms, day_ms)| {
@@ -87,12 +94,10 @@ pub fn item_vectors(
     Ok(encode_all(towers, &codes, &dense))
 }
 
-/// Moments from which a snapshot counts, with the day whose tables it reads.
-pub fn snapshot_times(loaded: &Loaded, split: &Split, config: &Config) -> Vec<(i64, i64)> {
-    let positives =
-        loaded.data.events.iter().filter(|e| e.positive && e.time_ms < split.towers_ms.end);
-    let (timed, untimed): (Vec<_>, Vec<_>) = positives.map(|e| e.timed).partition(|&timed| timed);
-    if timed.len() <= untimed.len() {
+/// Moments from which a snapshot counts, with the day whose tables it reads. `timed` says whether
+/// most successes have a time.
+pub fn snapshot_times(timed: bool, split: &Split, config: &Config) -> Vec<(i64, i64)> {
+    if !timed {
         // Histories without times: their rows have no moment whose numbers they could have read.
         return vec![(i64::MIN, split.towers_ms.start)];
     }

@@ -78,9 +78,12 @@ fn rows_do_not_change_when_the_future_is_taken_away_and_a_planted_leak_is_named(
     let dir = tempfile::tempdir().unwrap();
     let window = collect::event_days(&world.data()).unwrap()[0]..day_ms;
     let offline = &config.offline;
-    collect::collect(&world.data(), dir.path(), window, &offline.sql, &offline.collect, &|_| {})
-        .unwrap();
-    aggregates::materialise(dir.path(), &[day_ms], &offline.sql, &mut |_, _, _| {}).unwrap();
+    let engine = offline.engine();
+    let positive = &offline.signals.positive_events;
+    let (data, limits) = (world.data(), &offline.collect);
+    collect::collect(&data, dir.path(), window, &engine, limits, positive, &|_| {}).unwrap();
+    let windows = &offline.aggregates;
+    aggregates::materialise(dir.path(), &[day_ms], &engine, windows, &mut |_, _, _| {}).unwrap();
     // The same users and items in the same order, without the later events.
     let mut past = Loaded::open(&world.work().join("collect"), &config.offline.signals).unwrap();
     past.data = truncated(&past, day_ms);
