@@ -3,7 +3,7 @@
     python bench/peers/index.py --bin shortlist --worker index_worker --work DIR WORK...
 
 WORK is one of
-    synthetic-1m synthetic-10m hard-1m      made by `shortlist generate`
+    synthetic-200k synthetic-1m synthetic-10m hard-1m      made by `shortlist generate`
     NAME=VECTORS.npy,QUERIES.npy            float32, rows of length one
 
 Every system is built once and kept in DIR. A peer's nprobe (or expansion) is the least that reaches
@@ -53,7 +53,7 @@ def column(files, out):
 
 
 def synthetic(args, name):
-    rows = 10_000_000 if name.endswith("10m") else 1_000_000
+    rows = {"200k": 200_000, "1m": 1_000_000, "10m": 10_000_000}[name.rsplit("-", 1)[1]]
     noise = args.hard_noise if name.startswith("hard") else 0.2
     home = args.work / name
     if not (home / "queries.npy").exists():
@@ -90,6 +90,8 @@ def load(args, work):
 class Shortlist:
     """One index file; searches go through the worker, which holds one index at a time."""
 
+    build_env = {}
+
     def __init__(self, args, home, worker, codes, target, vectors, calibration, lists=0):
         self.name, self.worker, self.target = f"shortlist:ivf-{codes}", worker, target
         tag = codes if lists == 0 else f"{codes}-{lists}"
@@ -99,6 +101,7 @@ class Shortlist:
             note("build", self.name)
             env = dict(os.environ, SHORTLIST__INDEX__CODES=codes, SHORTLIST__INDEX__LISTS=str(lists))
             env["SHORTLIST__INDEX__CALIBRATION_QUERIES_MAX"] = "1000"
+            env.update(self.build_env)
             command = [args.bin, "index", "build", "--vectors", vectors, "--queries", calibration]
             figures = built([str(part) for part in [*command, "--out", self.path]], env)
             timed.write_text(json.dumps(figures))
@@ -114,6 +117,23 @@ class Shortlist:
             target=self.target, k=K, to=last, items=items, filter=filter, **{"from": first}
         )
         return answer["us"], answer["items"]
+
+
+class HnswRs(Shortlist):
+    """The graph of the crate hnsw_rs behind the same trait, with a worker of its own: it takes turns
+    with the lists without being opened again."""
+
+    build_env = {"SHORTLIST__INDEX__KIND": "hnsw", "SHORTLIST__INDEX__CODES": "auto"}
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.name = "hnsw_rs"
+        self.ready_once = False
+
+    def ready(self):
+        if not self.ready_once:
+            super().ready()
+            self.ready_once = True
 
 
 def built(command, env=None):
@@ -155,6 +175,7 @@ class Faiss:
             timed.write_text(json.dumps(figures))
         self.figures = json.loads(timed.read_text())
         self.nlist, self.truth = nlist, truth
+        self.parameters = None
 
     def ready(self):
         faiss.omp_set_num_threads(1)
@@ -188,7 +209,7 @@ class Faiss:
         """The least nprobe that reaches the target, or None."""
 
         def reaches(probes):
-            self.space.set_index_parameter(self.index, "nprobe", probes)
+            self.set_probes(probes)
             return recall(self.search(0, len(self.truth), True)[1], self.truth) >= self.target
 
         high = 8
@@ -202,12 +223,26 @@ class Faiss:
             low, high = (low, middle) if reaches(middle) else (middle, high)
         return high
 
+    def filtered(self, passing):
+        """Whether it reaches the target with these items only, and the least nprobe for it."""
+        self.parameters = faiss.SearchParametersIVF(sel=faiss.IDSelectorBitmap(passing))
+        probes = self.least()
+        if probes is not None:
+            self.set_probes(probes)
+        return probes
+
+    def set_probes(self, probes):
+        if self.parameters is None:
+            self.space.set_index_parameter(self.index, "nprobe", probes)
+        else:
+            self.parameters.nprobe = probes
+
     def search(self, first, last, items=False, filter="all"):
         us, found = [], []
         for at in range(first, last):
             query = self.queries[at : at + 1]
             since = time.perf_counter()
-            _, ids = self.index.search(query, K)
+            _, ids = self.index.search(query, K, params=self.parameters)
             us.append((time.perf_counter() - since) * 1e6)
             if items:
                 found.append(ids[0])
@@ -364,10 +399,15 @@ def run(args, work, rows, save):
             Shortlist(args, home, worker, codes, target, vectors_npy, home / "calibration.npy")
             for codes in args.codes
         ]
-        for kind in args.peers or ["SQ8", "Flat", refine]:
-            peer = Faiss(
-                home, kind, target, vectors_npy, nlist, graph, truth, queries, args.shared_lists
-            )
+        for kind in args.peers or (["hnsw_rs"] if name == "synthetic-200k" else ["SQ8", "Flat", refine]):
+            if kind == "hnsw_rs":
+                second = Worker(args.worker, vectors_npy, home / "asked.npy", dim, home / "groups.u8")
+                codes, calibration = "hnsw", home / "calibration.npy"
+                peer = HnswRs(args, home, second, codes, target, vectors_npy, calibration)
+            else:
+                peer = Faiss(
+                    home, kind, target, vectors_npy, nlist, graph, truth, queries, args.shared_lists
+                )
             if peer.ready() is False:
                 note(f"{peer.name} never reaches {target}")
                 write(peer.name, f"@{target}/never", peer.figures)
@@ -385,37 +425,49 @@ def run(args, work, rows, save):
                 note(f"{name:14} ratio {ratio:.2f}")
                 save(rows)
                 write(own.name, f"@{target}/beside-{kind}", {"ratio_x": ratio})
-    for own in ours if args.filters else []:
-        own.target = 0.95
-        own.ready()
-        base = None
-        for filter in ["all", "1/2", "1/10", "1/100"] + (["group"] if (home / "groups.u8").exists() else []):
-            truth = exact(home, worker, filter, len(queries))
-            us = []
-            for round in range(args.rounds + 1):
-                some, items = own.search(0, len(queries), round == 0, filter)
-                us.append(np.median(some))
-                if round == 0:
-                    found = items
-            assert all(len(a) == len(b) for a, b in zip(found, truth)), "fewer than k results"
-            p50 = float(np.median(us[1:])) / 1e3
-            base = base or p50
-            figures = {"p50_ms": p50, "recall": recall(found, truth), "times_unfiltered_x": p50 / base}
-            setting = f"@0.95/filter-{filter.replace('1/', '1of')}"
-            write(own.name, setting, figures)
-            note(f"{name:14} {own.name:20} {setting:22}", show(figures))
+    if args.filters:
+        peer = Faiss(
+            home, "SQ8", 0.95, vectors_npy, nlist, graph, truth, queries, args.shared_lists
+        )
+        peer.ready()
+        groups = ["group"] if (home / "groups.u8").exists() else []
+        for own in ours:
+            own.target = 0.95
+            own.ready()
+            base = None
+            for filter in ["all", "1/2", "1/10", "1/100", *groups]:
+                truth = exact(home, worker, filter, len(queries))
+                systems = [own]
+                if filter.startswith("1/"):
+                    worker.ask(dump=str(home / "passing.u8"), filter=filter)
+                    peer.truth = truth
+                    if peer.filtered(np.fromfile(home / "passing.u8", np.uint8)):
+                        systems.append(peer)
+                found = own.search(0, len(truth), True, filter)[1]
+                assert all(len(a) == len(b) for a, b in zip(found, truth)), "fewer than k results"
+                table = take_turns(args, systems, truth, filter)
+                base = base or table[0]["p50_ms"]
+                table[0]["times_unfiltered_x"] = table[0]["p50_ms"] / base
+                if len(table) > 1:
+                    table[0]["ratio_x"] = table[1]["p50_ms"] / table[0]["p50_ms"]
+                setting = f"@0.95/filter-{filter.replace('1/', '1of')}"
+                for system, figures in zip(systems, table):
+                    write(system.name, setting, figures)
+                    note(f"{name:14} {system.name:20} {setting:22}", show(figures))
     worker.process.kill()
 
 
-def take_turns(args, systems, truth):
+def take_turns(args, systems, truth, filter="all"):
     """Median over rounds of each round's p50 and p99; recall once."""
-    figures = [{"recall": recall(system.search(0, len(truth), True)[1], truth)} for system in systems]
+    found = [system.search(0, len(truth), True, filter)[1] for system in systems]
+    figures = [{"recall": recall(items, truth)} for items in found]
     rounds = [[] for _ in systems]
     for _ in range(args.rounds):
         us = [[] for _ in systems]
         for first in range(0, len(truth), BLOCK):
             for at, system in enumerate(systems):
-                us[at] += system.search(first, min(first + BLOCK, len(truth)))[0]
+                last = min(first + BLOCK, len(truth))
+                us[at] += system.search(first, last, False, filter)[0]
         for at, some in enumerate(us):
             rounds[at].append((np.median(some) / 1e3, np.percentile(some, 99) / 1e3))
     for of, some in zip(figures, rounds):
@@ -447,7 +499,7 @@ def main():
     parser.add_argument("--lists", type=int, default=0)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hard-noise", type=float, default=0.8)
+    parser.add_argument("--hard-noise", type=float, default=0.9)
     parser.add_argument("--filters", action="store_true")
     parser.add_argument(
         "--shared-lists",

@@ -6,6 +6,7 @@
 //! {"target": .95, "k": 500, "from": 0, "to": 100, "filter": NAME, "items": true}
 //!                                                            -> {"us": [..], "items": [[..], ..]}
 //! {"exact": true, "k": 500, "from": 0, "to": 100, "filter": NAME} -> {"items": [[..], ..]}
+//! {"dump": PATH, "filter": NAME}                             -> {"passing": N}; a bit an item
 //! ```
 //! A filter is `all`, `1/N` (items drawn at random) or `group` (items of the group of the nearest
 //! item, by a file of one byte an item).
@@ -26,6 +27,7 @@ use shortlist::types::ItemIdx;
 #[derive(Deserialize)]
 struct Ask {
     open: Option<PathBuf>,
+    dump: Option<PathBuf>,
     #[serde(default)]
     exact: bool,
     #[serde(default)]
@@ -117,6 +119,17 @@ impl Worker {
         serde_json::json!({ "bytes": bytes, "open_s": open_s })
     }
 
+    /// Writes a set that does not depend on the query, lowest bit first.
+    fn dump(&mut self, path: &Path, filter: &str) -> serde_json::Value {
+        let at = self.set(filter, &[]).expect("a filter that is the same for every query");
+        let n = self.rows().len() / self.dim;
+        let mut bytes = vec![0u8; n.div_ceil(8)];
+        let passing = (0..n).filter(|&item| self.sets[at].1.get(ItemIdx(item as u32)));
+        passing.for_each(|item| bytes[item / 8] |= 1 << (item % 8));
+        std::fs::write(path, &bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::json!({ "passing": bytes.iter().map(|byte| byte.count_ones()).sum::<u32>() })
+    }
+
     fn exact(&mut self, ask: &Ask) -> serde_json::Value {
         let items = (ask.from..ask.to).map(|at| {
             let query = self.query(at);
@@ -173,10 +186,11 @@ fn main() {
     };
     for line in std::io::stdin().lock().lines() {
         let ask: Ask = serde_json::from_str(&line.expect("a line")).expect("a question");
-        let answer = match &ask.open {
-            Some(path) => worker.open(path),
-            None if ask.exact => worker.exact(&ask),
-            None => worker.search(&ask),
+        let answer = match (&ask.open, &ask.dump) {
+            (Some(path), _) => worker.open(path),
+            (_, Some(path)) => worker.dump(path, &ask.filter),
+            _ if ask.exact => worker.exact(&ask),
+            _ => worker.search(&ask),
         };
         println!("{answer}");
         std::io::stdout().flush().expect("an open pipe");
