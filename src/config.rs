@@ -30,6 +30,7 @@ pub struct Config {
     pub pipeline: pipeline::Config,
     pub rules: pipeline::RulesConfig,
     pub regions: pipeline::RegionConfig,
+    pub rollout: pipeline::RolloutConfig,
     pub index: index::Config,
     pub towers: towers::Config,
     #[cfg(feature = "etl")]
@@ -64,6 +65,8 @@ pub enum Error {
     Registry(#[from] bundle::RegistryError),
     #[error(transparent)]
     Pipeline(#[from] pipeline::ConfigError),
+    #[error(transparent)]
+    Rollout(#[from] crate::experiments::SettingsError),
 }
 
 impl Config {
@@ -91,7 +94,8 @@ impl Config {
         self.items.check()?;
         self.pipeline.check()?;
         self.rules.check()?;
-        Ok(self.regions.check()?)
+        self.regions.check()?;
+        Ok(self.rollout.check()?)
     }
 }
 

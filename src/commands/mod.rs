@@ -10,6 +10,7 @@ mod import;
 mod index;
 #[cfg(feature = "etl")]
 mod pipeline;
+mod rollout;
 mod serve;
 
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ enum Command {
     Generate(generate::Args),
     /// Build, inspect and measure indexes.
     Index(index::Args),
+    /// Challengers beside the bundle that serves: start, watch, rehearse.
+    Rollout(rollout::Args),
     /// Look at bundles.
     Bundle(bundle::Args),
     /// Look at the configuration.
@@ -83,6 +86,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pipeline(args) => pipeline::run(&args, &load()?),
         Command::Generate(args) => generate::run(args),
         Command::Index(args) => index::run(&args, &load()?),
+        Command::Rollout(args) => rollout::run(&args, &load()?),
         Command::Bundle(args) => bundle::run(&args, &load()?),
         Command::Config(args) => config::run(&args, &load()?),
         Command::Health(args) => health::run(&args, &load()?),

@@ -21,6 +21,7 @@ mod gather;
 mod item_changes;
 mod observe;
 mod region;
+pub mod rollout;
 mod s1_user_embedding;
 mod s2_candidates;
 mod s3_features;
@@ -48,6 +49,7 @@ pub use engine::{Engine, Error, HistoryItem, Parts, PublishError, Request, Start
 pub use gather::history;
 pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges};
 pub use region::{Config as RegionConfig, Location};
+pub use rollout::Config as RolloutConfig;
 pub use s2_candidates::Config as SourcesConfig;
 pub use s5_rules::Config as RulesConfig;
 pub use serving::{Serving, Settings};
