@@ -6,7 +6,7 @@
 //! `p.bytes` (UTF-8, concatenated), `p.ends` (u64, end of each id), `p.hashes` (u64, sorted) and
 //! `p.rows` (u32, the row of each hash).
 
-use crate::ffi::mmap;
+use crate::ffi::large::Large;
 use crate::sections::{self, Column, Sections, SectionsWriter};
 
 /// Ids that share a prefix of the hash, on average: one or two cache lines.
@@ -71,12 +71,12 @@ impl Strings {
 #[derive(Clone, Debug)]
 pub struct IdTable {
     ids: Strings,
-    hashes: Vec<u64>,
-    rows: Vec<u32>,
+    hashes: Large<u64>,
+    rows: Large<u32>,
     /// Bits that a hash is shifted by to get its prefix.
     shift: u32,
     /// Where the hashes of each prefix begin; one more at the end.
-    starts: Vec<u32>,
+    starts: Large<u32>,
 }
 
 impl IdTable {
@@ -88,15 +88,15 @@ impl IdTable {
         let mut pairs: Vec<(u64, u32)> =
             ids.iter().enumerate().map(|(row, id)| (hash(id), row as u32)).collect();
         pairs.sort_unstable();
-        let (hashes, rows) = pairs.into_iter().unzip();
-        Self::over(ids, hashes, rows)
+        let (hashes, rows): (Vec<u64>, Vec<u32>) = pairs.into_iter().unzip();
+        Self::over(ids, hashes.into(), rows.into())
     }
 
     /// Indexes the prefixes of sorted hashes.
-    fn over(ids: Strings, hashes: Vec<u64>, rows: Vec<u32>) -> Self {
+    fn over(ids: Strings, hashes: Large<u64>, rows: Large<u32>) -> Self {
         let bits = (hashes.len() / IDS_A_PREFIX).max(2).ilog2();
         let shift = u64::BITS - bits;
-        let mut starts = mmap::zeros::<u32>((1 << bits) + 1);
+        let mut starts = Large::<u32>::zeros((1 << bits) + 1);
         hashes.iter().for_each(|hash| starts[(hash >> shift) as usize + 1] += 1);
         for at in 1..starts.len() {
             starts[at] += starts[at - 1];
@@ -146,7 +146,7 @@ impl IdTable {
         let ids = Strings::open(prefix, file)?;
         let hashes: Column<u64> = file.get_exact(&format!("{prefix}.hashes"), ids.len())?;
         let rows: Column<u32> = file.get_exact(&format!("{prefix}.rows"), ids.len())?;
-        let (mut near_hashes, mut near_rows) = (mmap::zeros(ids.len()), mmap::zeros(ids.len()));
+        let (mut near_hashes, mut near_rows) = (Large::zeros(ids.len()), Large::zeros(ids.len()));
         near_hashes.copy_from_slice(&hashes);
         near_rows.copy_from_slice(&rows);
         Ok(Self::over(ids, near_hashes, near_rows))
@@ -188,8 +188,9 @@ mod tests {
             [vec![(of_b, 0), (of_b, 1), (of_d, 3)], vec![(0, 2), (of_b, 1), (u64::MAX, 3)]]
         {
             pairs.sort_unstable();
-            let (hashes, rows) = pairs.into_iter().unzip();
-            let table = IdTable::over(Strings::new(names.into_iter()), hashes, rows);
+            let (hashes, rows): (Vec<u64>, Vec<u32>) = pairs.into_iter().unzip();
+            let ids = Strings::new(names.into_iter());
+            let table = IdTable::over(ids, hashes.into(), rows.into());
             assert_eq!(table.find("b"), Some(1));
             assert_eq!(table.find("a"), None, "its hash is not there");
         }

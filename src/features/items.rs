@@ -1,7 +1,7 @@
 //! Item columns: one `f32` a row, named `table.column`, read in place from the bundle; and the rows
 //! that came or changed since, laid over them.
 
-use crate::ffi::mmap;
+use crate::ffi::large::Large;
 use crate::sections::{self, Column, Sections, SectionsWriter};
 use crate::types::ItemIdx;
 
@@ -94,7 +94,7 @@ pub trait LateRows {
 pub struct ItemBlock {
     columns: Vec<usize>,
     /// Row-major, `rows x columns.len()`.
-    values: Vec<f32>,
+    values: Large<f32>,
 }
 
 impl ItemBlock {
@@ -102,7 +102,7 @@ impl ItemBlock {
         // A stretch of rows at a time, so that what is written stays in the cache.
         const ROWS: usize = 4096;
         let width = columns.len();
-        let mut values = mmap::zeros::<f32>(items.rows() * width);
+        let mut values = Large::zeros(items.rows() * width);
         for (block, rows) in values.chunks_mut((ROWS * width).max(1)).enumerate() {
             for (place, &column) in columns.iter().enumerate() {
                 let column = &items.column(column)[block * ROWS..];

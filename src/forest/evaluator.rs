@@ -17,7 +17,7 @@
 use super::Forest;
 use super::bytes::{COLUMNS_MAX, Column, Columns};
 use super::compiled::{Batch, Compiled, Program};
-use crate::ffi::mmap;
+use crate::ffi::large::Large;
 use crate::kernels::forest::{self as kernel, MISSING, Plane, ROWS, TOGETHER};
 use crate::types::ItemIdx;
 
@@ -50,7 +50,7 @@ pub struct Evaluator {
 /// The cached features of all items, as bytes, row by row.
 #[derive(Clone, Debug, Default)]
 pub struct Bins {
-    bytes: Vec<u8>,
+    bytes: Large<u8>,
     width: usize,
     rows: usize,
 }
@@ -68,7 +68,7 @@ impl Bins {
 
     /// The bytes, row by row.
     pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+        self.bytes.to_vec()
     }
 }
 
@@ -162,7 +162,7 @@ impl Evaluator {
     /// values of the cached feature at this position for `out.len()` items from `first_row` on.
     pub fn bin_items(&self, rows: usize, mut fill: impl FnMut(usize, usize, &mut [f32])) -> Bins {
         let width = self.cached_columns.len();
-        let mut bytes = mmap::zeros::<u8>(rows * width);
+        let mut bytes = Large::zeros(rows * width);
         let (mut values, mut column_bytes) = ([0.0_f32; ROWS], [0_u8; ROWS]);
         for first_row in (0..rows).step_by(ROWS) {
             let block = ROWS.min(rows - first_row);

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use late::{Content, Late, LateItem};
 
 use crate::features::{ItemColumns, LateRows};
+use crate::ffi::large::Large;
 use crate::ids::{IdTable, Strings};
 use crate::index::Bitmap;
 use crate::sections::{self, Column, Sections, SectionsWriter};
@@ -63,7 +64,7 @@ pub struct Items {
     titles: Strings,
     images: Strings,
     categories: Vec<String>,
-    facts: Vec<Facts>,
+    facts: Large<Facts>,
     price: Column<f32>,
     label_names: Vec<String>,
     region_names: Vec<String>,
@@ -392,13 +393,13 @@ impl View<'_> {
 }
 
 /// What the rules read, checked: every category and label has a name.
-fn facts(path: &Path, file: &Sections, n: usize, names: &Metadata) -> Result<Vec<Facts>, Error> {
+fn facts(path: &Path, file: &Sections, n: usize, names: &Metadata) -> Result<Large<Facts>, Error> {
     let (categories, known) = (names.categories.len(), names.labels.len());
     let nameless = u64::MAX.checked_shl(known as u32).unwrap_or(0);
     let category: Column<u32> = file.get_exact("category", n)?;
     let created_ms: Column<i64> = file.get_exact("created_ms", n)?;
     let labels: Column<u64> = file.get_exact("labels", n)?;
-    let mut facts = crate::ffi::mmap::zeros::<Facts>(n);
+    let mut facts = Large::zeros(n);
     for (row, fact) in facts.iter_mut().enumerate() {
         *fact = Facts { created_ms: created_ms[row], labels: labels[row], category: category[row] };
         if fact.category != NO_CATEGORY && fact.category as usize >= categories {
