@@ -53,7 +53,8 @@ impl Bench {
         let item_changes = ItemChanges::new(ChangeLog::new(registry), config.items);
         let settings =
             Settings { pipeline: config.pipeline, rules: config.rules, regions: config.regions };
-        let parts = Parts { bundle, users, item_changes, settings, executor: config.executor };
+        let (executor, shadow_every) = (config.executor, config.rollout.shadow_every);
+        let parts = Parts { bundle, users, item_changes, settings, executor, shadow_every };
         let engine = Engine::start(parts).expect("an engine");
         let users = engine.sample_users("", ASKED);
         let mut bench = Self { runtime, engine, users, seen: Vec::new(), turn: 0 };
@@ -81,6 +82,7 @@ impl Bench {
             context: Vec::new(),
             history,
             time_ms: self.engine.now_ms(),
+            arm: None,
         };
         let answer = self.runtime.block_on(self.engine.recommend(request)).expect("an answer");
         assert!(!answer.items.is_empty(), "an answer without items: {:?}", answer.reasons);

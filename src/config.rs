@@ -66,7 +66,7 @@ pub enum Error {
     #[error(transparent)]
     Pipeline(#[from] pipeline::ConfigError),
     #[error(transparent)]
-    Rollout(#[from] crate::experiments::SettingsError),
+    Rollout(#[from] pipeline::RolloutError),
 }
 
 impl Config {
@@ -95,7 +95,8 @@ impl Config {
         self.pipeline.check()?;
         self.rules.check()?;
         self.regions.check()?;
-        Ok(self.rollout.check()?)
+        self.rollout.check()?;
+        Ok(self.rollout.check_kinds(&self.server.event_kinds)?)
     }
 }
 

@@ -26,7 +26,7 @@ pub use manifest::{
     TowerInputs,
 };
 pub use ranking::{RankScratch, RankerEngine, Ranking};
-pub use registry::{Config, Error as RegistryError, Registry, Rollout};
+pub use registry::{Challenger, Config, Error as RegistryError, Registry, Rollout};
 
 use crate::features::{
     Dictionaries, ItemBlock, Plan, PlanError, Schema, SchemaError, UserRow, UserTable,

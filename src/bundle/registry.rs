@@ -1,7 +1,9 @@
 //! The registry: `bundles/` and `rollout/` under one object-store address.
 //!
-//! Which bundle serves is `rollout/<n>.json`; the highest `n` rules. A state is created only when
-//! absent, the one conditional write that every store has, so two writers can never both win.
+//! Which bundle serves, and which one is tried beside it, is `rollout/<n>.json`; the highest `n` rules. A
+//! state is created only when absent, the one conditional write that every store has, so two writers
+//! can never both win. What replicas count of a trial is `rollout/counts/<first state>/<process>.json`;
+//! each process writes its own, everybody reads all.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +12,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
+
+use crate::experiments::{Counts, Stage};
 
 /// Section `[registry]`.
 #[derive(Debug, Clone, Deserialize)]
@@ -30,7 +34,7 @@ impl Config {
     }
 }
 
-/// Which bundle serves.
+/// Which bundle serves, and which one is tried beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
@@ -38,8 +42,49 @@ pub struct Rollout {
     pub bundle: String,
     /// Share of users it serves, in percent.
     pub percent: u8,
-    /// Why: who or what decided.
+    /// Why.
     pub reason: String,
+    /// Who wrote it: a replica, or a person.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub who: String,
+    /// What is tried beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenger: Option<Challenger>,
+}
+
+/// A bundle on trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Challenger {
+    /// The bundle's version.
+    pub bundle: String,
+    pub stage: Stage,
+    /// Decides with a user's id who sees it.
+    pub salt: String,
+    /// Since when it is at this stage, epoch milliseconds, UTC.
+    pub since_ms: i64,
+    /// The number of the rollout's first state: its name.
+    pub first_state: u64,
+    /// It does not advance by itself.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+impl Rollout {
+    /// This bundle for everybody.
+    pub fn whole(bundle: &str, reason: &str, who: &str) -> Self {
+        let (bundle, reason, who) = (bundle.to_owned(), reason.to_owned(), who.to_owned());
+        Self { bundle, percent: 100, reason, who, challenger: None }
+    }
+
+    /// The same trial at another stage.
+    pub fn at(&self, stage: Stage, since_ms: i64, reason: &str, who: &str) -> Self {
+        let (reason, who) = (reason.to_owned(), who.to_owned());
+        let challenger = self.challenger.clone();
+        let challenger = challenger.map(|before| Challenger { stage, since_ms, ..before });
+        let percent = 100 - stage.percent().min(100);
+        Self { bundle: self.bundle.clone(), percent, reason, who, challenger }
+    }
 }
 
 /// Why the registry could not be read or written.
@@ -57,6 +102,8 @@ pub enum Error {
     Poll,
     #[error("registry: bundle version `{0}` is not a plain name")]
     Version(String),
+    #[error("registry: {what} is not what a replica of this version writes; delete it")]
+    Foreign { what: String },
 }
 
 /// An opened registry.
@@ -113,8 +160,15 @@ impl Registry {
     /// Writes the next state. `Ok(None)` when another writer took the number first: read
     /// [`Registry::current`] again and decide anew.
     pub async fn advance(&self, rollout: &Rollout) -> Result<Option<u64>, Error> {
-        let next = self.current().await?.map_or(1, |(n, _)| n + 1);
-        let bytes = serde_json::to_vec_pretty(rollout).expect("three plain fields");
+        let last = self.current().await?.map_or(0, |(n, _)| n);
+        self.succeed(last, rollout).await
+    }
+
+    /// Writes the state after state `last`, from which it was decided. `Ok(None)` when `last` has a
+    /// successor already.
+    pub async fn succeed(&self, last: u64, rollout: &Rollout) -> Result<Option<u64>, Error> {
+        let next = last + 1;
+        let bytes = serde_json::to_vec_pretty(rollout).expect("plain fields");
         let key = Key::from(format!("rollout/{next}.json"));
         let create = PutOptions::from(PutMode::Create);
         match self.store.put_opts(&key, bytes.into(), create).await {
@@ -123,14 +177,101 @@ impl Registry {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Writes what `process` has counted of a rollout, in place of what it wrote before.
+    pub async fn write_counts(
+        &self,
+        first_state: u64,
+        process: &str,
+        counts: &Counts,
+    ) -> Result<(), Error> {
+        let bytes = serde_json::to_vec(counts).expect("numbers and names");
+        let key = Key::from(format!("{}/{process}.json", counts_of(first_state)));
+        self.store.put(&key, bytes.into()).await?;
+        Ok(())
+    }
+
+    /// What all processes have counted of a rollout, pooled, and how many they are.
+    pub async fn read_counts(&self, first_state: u64) -> Result<(Counts, usize), Error> {
+        let prefix = Key::from(counts_of(first_state));
+        let listing = self.store.list_with_delimiter(Some(&prefix)).await?;
+        let is_counts = |key: &Key| key.filename().is_some_and(|name| name.ends_with(".json"));
+        let (mut pooled, mut processes) = (Counts::default(), 0);
+        for object in listing.objects.iter().filter(|object| is_counts(&object.location)) {
+            let key = || object.location.to_string();
+            let bytes = self.store.get(&object.location).await?.bytes().await?;
+            let counts: Counts = serde_json::from_slice(&bytes)
+                .map_err(|source| Error::Json { key: key(), source })?;
+            let mut arms = counts.stages.iter().flat_map(|stage| &stage.arms);
+            if !arms.all(|arm| arm.groups.is_whole() && arm.latency.is_whole()) {
+                return Err(Error::Foreign { what: key() });
+            }
+            pooled.add(&counts);
+            processes += 1;
+        }
+        Ok((pooled, processes))
+    }
+}
+
+fn counts_of(first_state: u64) -> String {
+    format!("rollout/counts/{first_state}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiments::{Arm, ArmCounts, StageCounts};
 
     fn rollout(bundle: &str) -> Rollout {
-        Rollout { bundle: bundle.into(), percent: 100, reason: "test".into() }
+        Rollout::whole(bundle, "test", "")
+    }
+
+    #[tokio::test]
+    async fn only_one_state_follows_another_and_old_states_stay_readable() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path().to_str().unwrap()).unwrap();
+        let old = r#"{"bundle": "a", "percent": 100, "reason": "day"}"#;
+        std::fs::create_dir_all(dir.path().join("rollout")).unwrap();
+        std::fs::write(dir.path().join("rollout/1.json"), old).unwrap();
+        let (n, first) = registry.current().await.unwrap().unwrap();
+        assert_eq!((n, first.clone()), (1, Rollout::whole("a", "day", "")));
+        let challenger = Challenger {
+            bundle: "b".into(),
+            stage: Stage::Shadow,
+            salt: "s".into(),
+            since_ms: 5,
+            first_state: 2,
+            paused: false,
+        };
+        let trial = Rollout { challenger: Some(challenger), ..first };
+        assert_eq!(registry.succeed(1, &trial).await.unwrap(), Some(2));
+        assert_eq!(registry.succeed(1, &rollout("c")).await.unwrap(), None, "decided too late");
+        let (n, read) = registry.current().await.unwrap().unwrap();
+        assert_eq!((n, &read), (2, &trial));
+        let next = read.at(Stage::Percent(25), 9, "fine", "replica");
+        assert_eq!((next.percent, next.challenger.unwrap().since_ms), (75, 9));
+    }
+
+    #[tokio::test]
+    async fn counts_of_all_processes_are_pooled_and_damaged_ones_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path().to_str().unwrap()).unwrap();
+        let counts = |requests| {
+            let arm = ArmCounts { requests, ..ArmCounts::default() };
+            Counts { stages: vec![StageCounts { state: 2, arms: [arm.clone(), arm] }] }
+        };
+        for (process, requests) in [("a", 1), ("b", 10), ("a", 3)] {
+            registry.write_counts(2, process, &counts(requests)).await.unwrap();
+        }
+        registry.write_counts(3, "a", &counts(100)).await.unwrap();
+        let (pooled, processes) = registry.read_counts(2).await.unwrap();
+        assert_eq!((pooled.stage(2).unwrap().arm(Arm::Stable).requests, processes), (13, 2));
+        assert_eq!(registry.current().await.unwrap(), None, "counts are no states");
+        let mut short = counts(1);
+        short.stages[0].arms[0].groups.clicks = vec![1.0; 3];
+        registry.write_counts(2, "c", &short).await.unwrap();
+        let error = registry.read_counts(2).await.unwrap_err().to_string();
+        assert!(error.contains("rollout/counts/2/c.json"), "{error}");
     }
 
     #[tokio::test]

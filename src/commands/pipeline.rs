@@ -75,6 +75,7 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         towers: &config.towers,
         index: &config.index,
         registry: &config.registry,
+        rollout: &config.rollout,
         candidates: config.pipeline.candidates,
     };
     let mut offline = config.offline.clone();

@@ -9,7 +9,7 @@ use crate::bundle::{Bundle, ChangeLog, Registry};
 use crate::config::Config;
 use crate::events::Log;
 use crate::monitor::{self, Health};
-use crate::pipeline::{Engine, ItemChanges, Parts, Settings};
+use crate::pipeline::{Engine, ItemChanges, Parts, Settings, Steering};
 use crate::server;
 use crate::store::Users;
 
@@ -39,6 +39,17 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
                 poll: Duration::from_millis(config.registry.poll_interval_ms),
                 verify: config.registry.verify,
                 index: config.index.clone(),
+                steering: Steering {
+                    registry: Registry::open(&config.registry.url)?,
+                    settings: config.rollout.guard.clone(),
+                    process: format!(
+                        "{}-{}",
+                        config.events.replica_name(),
+                        uuid::Uuid::now_v7().simple()
+                    ),
+                }
+                .into(),
+                counts_interval: Duration::from_millis(config.rollout.counts_interval_ms),
             };
             (super::bundle::serving(&config)?, Some(source))
         }
@@ -51,8 +62,15 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
     let events = Log::durable(data_dir, &config.events, health.clone())?;
     let requests = Log::start(data_dir, &config.events, health.clone())?;
     let poll_items_ms = config.items.poll_ms;
-    let parts =
-        server::Parts { events, requests, health: health.clone(), exporter, source, poll_items_ms };
+    let parts = server::Parts {
+        events,
+        requests,
+        health: health.clone(),
+        exporter,
+        source,
+        poll_items_ms,
+        rollout: config.rollout.clone(),
+    };
     actix_web::rt::System::new().block_on(async move {
         let handle = tokio::runtime::Handle::current();
         let server_config = config.server.clone();
@@ -73,6 +91,7 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
                     regions: config.regions,
                 },
                 executor: config.executor,
+                shadow_every: config.rollout.shadow_every,
             })?)
         };
         server::run(&server_config, parts, load).await

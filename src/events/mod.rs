@@ -143,8 +143,8 @@ impl Config {
         Ok(())
     }
 
-    /// The name in file names.
-    fn replica_name(&self) -> String {
+    /// The name of this process in file names.
+    pub fn replica_name(&self) -> String {
         if self.replica != AUTO {
             return self.replica.clone();
         }

@@ -6,7 +6,7 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 
 use super::labels::{
     Cache, Dropped, Fallback, Hit, Log, Lost, Refusal, Route, STATUSES, Source, SourceLoss, Stage,
-    status_at,
+    Tried, status_at,
 };
 
 pub const REQUESTS: &str = "shortlist_http_requests_total";
@@ -30,6 +30,10 @@ pub const INDEX_RECALL_CHECKED: &str = "shortlist_index_recall_checked_total";
 pub const ITEMS_CHANGED: &str = "shortlist_items_changed";
 pub const ITEMS_SEQUENCE: &str = "shortlist_items_sequence";
 pub const LIVE_ROWS: &str = "shortlist_index_live_rows";
+pub const ROLLOUT_PERCENT: &str = "shortlist_rollout_percent";
+pub const ROLLOUT_STATE: &str = "shortlist_rollout_state";
+pub const SHADOW: &str = "shortlist_shadow_requests_total";
+pub const REGISTRY_REACHABLE: &str = "shortlist_registry_reachable";
 pub const READY: &str = "shortlist_ready";
 pub const BUNDLE: &str = "shortlist_bundle_info";
 
@@ -60,6 +64,10 @@ pub struct Handles {
     pub items_changed: Gauge,
     pub items_sequence: Gauge,
     pub live_rows: Gauge,
+    pub rollout_percent: Gauge,
+    pub rollout_state: Gauge,
+    shadow: Vec<Counter>,
+    pub registry_reachable: Gauge,
     pub ready: Gauge,
 }
 
@@ -107,6 +115,10 @@ impl Handles {
             items_changed: gauge!(ITEMS_CHANGED),
             items_sequence: gauge!(ITEMS_SEQUENCE),
             live_rows: gauge!(LIVE_ROWS),
+            rollout_percent: gauge!(ROLLOUT_PERCENT),
+            rollout_state: gauge!(ROLLOUT_STATE),
+            shadow: each(Tried::ALL, |t| counter!(SHADOW, "result" => t.name())),
+            registry_reachable: unknown(gauge!(REGISTRY_REACHABLE)),
             ready: gauge!(READY),
         }
     }
@@ -153,6 +165,10 @@ impl Handles {
 
     pub fn lost(&self, log: Log, why: Lost) -> &Counter {
         &self.lost[log as usize][why as usize]
+    }
+
+    pub fn shadow(&self, result: Tried) -> &Counter {
+        &self.shadow[result as usize]
     }
 
     pub fn log_queue(&self, log: Log) -> &Gauge {
@@ -212,6 +228,16 @@ fn describe() {
     describe_gauge!(ITEMS_CHANGED, "Items that differ from what the bundle was built with.");
     describe_gauge!(ITEMS_SEQUENCE, "Number of the last batch of the items' change log applied.");
     describe_gauge!(LIVE_ROWS, "Rows of the index that came after its build.");
+    describe_gauge!(
+        ROLLOUT_PERCENT,
+        "Share of users that see a challenger; 0 while there is none."
+    );
+    describe_gauge!(ROLLOUT_STATE, "Number of the rollout state that this process follows.");
+    describe_counter!(SHADOW, "Requests that a challenger answered unseen, by result.");
+    describe_gauge!(
+        REGISTRY_REACHABLE,
+        "1 when the registry could be read at the last look, 0 when the last state is kept blindly."
+    );
     describe_gauge!(READY, "1 while this process takes traffic.");
     describe_gauge!(BUNDLE, "1 for the bundle that is being served, by version.");
 }

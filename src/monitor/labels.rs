@@ -153,6 +153,14 @@ labels! {
 }
 
 labels! {
+    /// How a request went that a challenger answered unseen.
+    Tried {
+        Sound = "sound",
+        Failed = "failed",
+    }
+}
+
+labels! {
     /// The HTTP routes.
     Route {
         Recommendations = "recommendations",

@@ -20,6 +20,7 @@ pub use handles::*;
 pub use health::{Component, Health, Phase};
 pub use labels::{
     Cache, Dropped, Fallback, Hit, Log, Lost, Refusal, Route, STATUSES, Source, SourceLoss, Stage,
+    Tried,
 };
 
 /// Section `[monitor]`.
@@ -217,6 +218,28 @@ pub fn log_queue(log: Log, rows: usize) {
 pub fn refused(why: Refusal) {
     if let Some(handles) = HANDLES.get() {
         handles.refused(why).increment(1);
+    }
+}
+
+/// A challenger answered a request that nobody sees.
+pub fn shadow(sound: bool) {
+    if let Some(handles) = HANDLES.get() {
+        handles.shadow(if sound { Tried::Sound } else { Tried::Failed }).increment(1);
+    }
+}
+
+/// Which rollout state is followed, and the share of users that it gives a challenger.
+pub fn rollout(state: u64, percent: u8) {
+    if let Some(handles) = HANDLES.get() {
+        handles.rollout_state.set(state as f64);
+        handles.rollout_percent.set(f64::from(percent));
+    }
+}
+
+/// Whether the registry could be read at the last look.
+pub fn registry_reachable(reachable: bool) {
+    if let Some(handles) = HANDLES.get() {
+        handles.registry_reachable.set(if reachable { 1.0 } else { 0.0 });
     }
 }
 

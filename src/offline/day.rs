@@ -22,6 +22,7 @@ use crate::bundle::{self, Bundle, Registry, TowerUser, files};
 use crate::features::{HISTORY_MAX, Schema};
 use crate::forest::Forest;
 use crate::index::{self, Index};
+use crate::pipeline::RolloutConfig;
 use crate::towers::{self, Towers};
 use crate::types::DAY_MS;
 
@@ -137,6 +138,8 @@ pub struct Shared<'a> {
     pub towers: &'a towers::Config,
     pub index: &'a index::Config,
     pub registry: &'a bundle::Config,
+    /// Whether a new bundle is put on trial.
+    pub rollout: &'a RolloutConfig,
     /// How many candidates a request ranks.
     pub candidates: usize,
 }
@@ -279,7 +282,13 @@ impl<'a> Day<'a> {
             Some(why) => format!("the gate refused; overridden: {why}"),
             None => "approved by the gate".to_owned(),
         };
-        runtime.block_on(publish::publish(&registry, &dir, &version, &reason))?;
+        runtime.block_on(publish::publish(
+            &registry,
+            &dir,
+            &version,
+            &reason,
+            self.shared.rollout,
+        ))?;
         tracing::info!("published {version} to {}", self.shared.registry.url);
         Ok(())
     }

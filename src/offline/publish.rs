@@ -15,8 +15,12 @@ use super::workspace::write_atomically;
 use crate::bundle::{
     FORMAT_VERSION, FileEntry, MANIFEST_FILE, Manifest, Registry, Rollout, TowerInputs, files,
 };
+use crate::pipeline::{RolloutConfig, begin};
 use crate::store::items::{ItemRecord, Items};
 use crate::types::date_of;
+
+/// Who wrote a state that the day wrote.
+const WHO: &str = "pipeline";
 
 /// Writes `items.bin` and `users.bin` of a moment.
 pub fn write_tables(dir: &Path, loaded: &Loaded, as_of: &AsOf) -> Result<()> {
@@ -66,8 +70,15 @@ pub fn write_manifest(dir: &Path, about: About) -> Result<String> {
     Ok(bundle_version)
 }
 
-/// Copies a complete bundle into the registry and makes it the one that serves.
-pub async fn publish(registry: &Registry, dir: &Path, version: &str, reason: &str) -> Result<()> {
+/// Copies a complete bundle into the registry and makes it the one that serves, or, as
+/// `rollout.publish_on_trial` says, the one that is tried beside it.
+pub async fn publish(
+    registry: &Registry,
+    dir: &Path,
+    version: &str,
+    reason: &str,
+    config: &RolloutConfig,
+) -> Result<()> {
     let target = registry.bundle_dir(version)?;
     if !target.join(MANIFEST_FILE).exists() {
         let partial = target.with_extension("partial");
@@ -84,13 +95,22 @@ pub async fn publish(registry: &Registry, dir: &Path, version: &str, reason: &st
         std::fs::rename(&partial, &target)
             .with_context(|| format!("rename to {}", target.display()))?;
     }
-    if let Some((_, current)) = registry.current().await?
-        && current.bundle == version
-    {
-        return Ok(());
+    let current = registry.current().await?;
+    if let Some((_, state)) = &current {
+        let tried = state.challenger.as_ref().map(|plan| plan.bundle.as_str());
+        if state.bundle == version || tried == Some(version) {
+            return Ok(());
+        }
     }
-    let rollout = Rollout { bundle: version.into(), percent: 100, reason: reason.into() };
-    let written = registry.advance(&rollout).await?;
+    let next = match &current {
+        // The first bundle has nothing beside which it could be tried.
+        Some((number, state)) if config.publish_on_trial => {
+            let now_ms = chrono::Utc::now().timestamp_millis();
+            begin(registry, (*number, state), version, (reason, WHO), now_ms, &config.guard)?
+        }
+        _ => Rollout::whole(version, reason, WHO),
+    };
+    let written = registry.succeed(current.map_or(0, |(number, _)| number), &next).await?;
     ensure!(written.is_some(), "another rollout began at the same time; run publish again");
     Ok(())
 }

@@ -1,6 +1,8 @@
-//! The engine: one bundle at a time, the stores and the threads that answer requests.
+//! The engine: the bundle that serves, perhaps a challenger beside it, the stores and the threads that
+//! answer requests.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -14,11 +16,13 @@ use super::gather;
 use super::item_changes::{self, ItemChanges};
 use super::observe::{self, Counts};
 use super::region::Location;
+use super::rollout::{self, Chosen, Credit, Credits, Shadow, Trial, Versions};
 use super::serving::{Serving, Settings};
 use super::stages::Stages;
 use super::warm::Recent;
-use crate::bundle::{self, Bundle, Change};
+use crate::bundle::{self, Bundle, Challenger, Change};
 use crate::executor::{self, Rejected};
+use crate::experiments::{Arm, Counts as ArmCounts, Stage};
 use crate::monitor::Fallback;
 use crate::store::{self, Embedding, Users};
 use crate::types::{ItemId, ItemIdx, UserId};
@@ -41,6 +45,8 @@ pub struct Request {
     pub history: Option<Vec<ItemId>>,
     /// Epoch milliseconds, UTC.
     pub time_ms: i64,
+    /// The arm of a rollout that the caller chose, for tests; such a request is not counted.
+    pub arm: Option<Arm>,
 }
 
 /// Why a request has no answer.
@@ -68,13 +74,22 @@ pub struct Parts {
     pub item_changes: ItemChanges,
     pub settings: Settings,
     pub executor: executor::Config,
+    /// A challenger that nobody sees scores one request in so many.
+    pub shadow_every: u64,
 }
 
 /// Answers requests.
 pub struct Engine {
-    serving: ArcSwap<Serving>,
+    versions: ArcSwap<Versions>,
+    /// Versions that this process has prepared; see [`Serving::number`].
+    prepared: AtomicU64,
+    /// Of the newest rollout, also after its end.
+    credits: ArcSwap<Option<Credits>>,
+    /// Who replaces versions holds this: two of the steps below never interleave.
+    turning: Mutex<()>,
     settings: Arc<Settings>,
-    users: Users,
+    users: Arc<Users>,
+    shadow: Shadow,
     item_changes: ItemChanges,
     stages: Stages,
     audit: Arc<Audit>,
@@ -89,8 +104,8 @@ pub enum StartError {
     Executor(#[from] executor::Error),
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("no thread for the recall audit: {0}")]
-    Audit(#[from] std::io::Error),
+    #[error("no thread for the recall audit or the shadow: {0}")]
+    Thread(#[from] std::io::Error),
     #[error(transparent)]
     Bundle(#[from] bundle::Error),
     #[error(transparent)]
@@ -109,15 +124,29 @@ pub enum PublishError {
 impl Engine {
     /// Starts the threads.
     pub fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { bundle, users, item_changes, settings, executor } = parts;
+        let Parts { bundle, users, item_changes, settings, executor, shadow_every } = parts;
         settings.pipeline.check()?;
         let clock = Clock::starting_at(settings.pipeline.clock_starts_at_ms()?);
         let audit = Arc::new(Audit::start(settings.pipeline.recall_audit_interval_ms)?);
         let settings = Arc::new(settings);
-        let serving = ArcSwap::from_pointee(Serving::new(1, bundle, settings.clone())?);
-        users.check(&serving.load().fit)?;
-        let (stages, recent) = (Stages::start(&executor)?, Recent::default());
-        Ok(Self { serving, settings, users, item_changes, stages, audit, recent, clock })
+        let stable = Arc::new(Serving::new(1, bundle, settings.clone())?);
+        users.check(&stable.fit)?;
+        let users = Arc::new(users);
+        let shadow = Shadow::start(shadow_every, users.clone())?;
+        Ok(Self {
+            versions: ArcSwap::from_pointee(Versions { stable, trial: None }),
+            prepared: AtomicU64::new(1),
+            credits: ArcSwap::from_pointee(None),
+            turning: Mutex::new(()),
+            settings,
+            users,
+            shadow,
+            item_changes,
+            stages: Stages::start(&executor)?,
+            audit,
+            recent: Recent::default(),
+            clock,
+        })
     }
 
     /// Whether a request would be refused now: a refusal that costs less than reading the request.
@@ -132,11 +161,11 @@ impl Engine {
     ///
     /// # Errors
     /// When the queue is full or the deadline passes before work begins.
-    pub async fn recommend(&self, request: Request) -> Result<Answer, Error> {
+    pub async fn recommend(&self, mut request: Request) -> Result<Answer, Error> {
         let entry = Instant::now();
         let deadline = Deadline::after(self.deadline());
         self.recent.offer(&request);
-        let serving = self.serving.load_full();
+        let Chosen { serving, arm, seat } = self.choose(&mut request);
         let user = &request.user_id;
         let base = serving.bundle.users.find(&user.0);
         let state = self.users.read(&serving.fit, user, base, request.time_ms).await;
@@ -163,12 +192,20 @@ impl Engine {
             let vector = missed.then(|| Arc::from(cx.scratch.vector.as_slice()));
             (vector, Counts::of(cx))
         };
-        let finished = self.stages.run(call, after).await?;
+        let finished = self.stages.run(call, after).await;
+        if let Some(seat) = &seat {
+            let answer = finished.as_ref().ok().map(|finished| &finished.answer);
+            seat.finished(answer, entry.elapsed());
+        }
+        let finished = finished?;
         let (vector, counts) = finished.kept;
         if let (Some(sequence), Some(vector)) = (sequence, vector) {
             self.users.keep(&serving.fit, &request.user_id, Embedding { sequence, vector });
         }
         let mut answer = finished.answer;
+        if let Some(arm) = arm {
+            answer.variant = arm.name().to_owned();
+        }
         answer.timings.total = entry.elapsed();
         observe::answered(&answer, &counts);
         Ok(answer)
@@ -182,20 +219,153 @@ impl Engine {
     /// When the new bundle cannot serve under this configuration, or the change log of items cannot
     /// be read; the old one goes on.
     pub async fn publish(&self, bundle: Bundle) -> Result<(), PublishError> {
+        let next = self.prepare(bundle).await?;
+        let swap = || self.turn_to(|_| Versions { stable: next.clone(), trial: None });
+        let old = self.item_changes.publish(&next.bundle, swap).await?;
+        tracing::info!(bundle = next.version(), "published");
+        self.leave(old).await;
+        Ok(())
+    }
+
+    /// Prepares a bundle as [`Engine::publish`] does, and puts it on trial beside the one that serves, at
+    /// what the registry's state `state` says. A challenger before it is let go.
+    ///
+    /// # Errors
+    /// As [`Engine::publish`]; then no challenger is added.
+    pub async fn challenge(
+        &self,
+        bundle: Bundle,
+        state: u64,
+        plan: &Challenger,
+    ) -> Result<(), PublishError> {
+        let next = self.prepare(bundle).await?;
+        let swap = || {
+            self.turn_to(|now| {
+                let trial = Trial::new(next.clone(), state, plan, now.trial.as_deref());
+                self.remember(now.stable.version(), &trial);
+                Versions { stable: now.stable.clone(), trial: Some(Arc::new(trial)) }
+            })
+        };
+        let old = self.item_changes.publish(&next.bundle, swap).await?;
+        tracing::info!(bundle = next.version(), stage = %plan.stage, "on trial");
+        self.leave(old).await;
+        Ok(())
+    }
+
+    /// Moves the challenger to what another state of its rollout says; does nothing without one.
+    pub fn restage(&self, state: u64, plan: &Challenger) {
+        self.turn_to(|now| {
+            let moved = now.trial.as_ref().map(|trial| {
+                let serving = trial.serving.clone();
+                Arc::new(Trial::new(serving, state, plan, Some(trial)))
+            });
+            if let Some(trial) = &moved {
+                self.remember(now.stable.version(), trial);
+            }
+            Versions { stable: now.stable.clone(), trial: moved }
+        });
+    }
+
+    /// The challenger serves everybody from now on, and what served before is let go.
+    pub async fn promote(&self) {
+        let old = self.turn_to(|now| {
+            let stable = now.trial.as_ref().map_or(&now.stable, |trial| &trial.serving).clone();
+            Versions { stable, trial: None }
+        });
+        tracing::info!(bundle = self.serving().version(), "the challenger serves everybody");
+        self.leave(old).await;
+    }
+
+    /// The challenger serves nobody from now on, and is let go.
+    pub async fn withdraw(&self) {
+        let old = self.turn_to(|now| Versions { stable: now.stable.clone(), trial: None });
+        self.leave(old).await;
+    }
+
+    /// The challenger.
+    pub fn trial(&self) -> Option<Arc<Trial>> {
+        self.versions.load().trial.clone()
+    }
+
+    /// What this process has counted of the rollout under way.
+    pub fn trial_counts(&self) -> Option<ArmCounts> {
+        Some(self.trial()?.tallies.counts())
+    }
+
+    /// To which arm of the newest rollout an event belongs, by the id of the answer.
+    pub fn credit(&self, request_id: &str, user: &str) -> Option<Credit> {
+        self.credits.load().as_ref().as_ref()?.of(request_id, user)
+    }
+
+    /// Who answers this request; its id then says so.
+    fn choose(&self, request: &mut Request) -> Chosen {
+        let versions = self.versions.load();
+        if let Some(trial) = &versions.trial
+            && trial.stage == Stage::Shadow
+        {
+            self.shadow.offer(&versions, request);
+        }
+        let chosen = versions.choose(&request.user_id.0, request.arm);
+        if let Some(seat) = &chosen.seat {
+            request.request_id = rollout::tagged(&request.request_id, seat.tally.state(), seat.arm);
+        }
+        chosen
+    }
+
+    /// A bundle that is ready to serve: it has the changes of items, and was asked the last requests.
+    async fn prepare(&self, bundle: Bundle) -> Result<Arc<Serving>, PublishError> {
         self.item_changes.replay(&bundle).await?;
-        let number = self.serving.load().number + 1;
+        let number = self.prepared.fetch_add(1, Relaxed) + 1;
         let next = Arc::new(Serving::new(number, bundle, self.settings.clone())?);
         let replayed = self.recent.replay(&next, &self.users);
-        let version = next.version().to_owned();
-        let swap = || self.serving.swap(next.clone());
-        let old = self.item_changes.publish(&next.bundle, swap).await?;
-        tracing::info!(bundle = version, replayed, "published");
-        // Not left to a request: giving gigabytes back takes longer than an answer may.
+        tracing::info!(bundle = next.version(), replayed, "prepared");
+        Ok(next)
+    }
+
+    /// Replaces what serves; returns what served.
+    fn turn_to(&self, next: impl FnOnce(&Versions) -> Versions) -> Arc<Versions> {
+        let _turning = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = next(&self.versions.load());
+        self.versions.swap(Arc::new(next))
+    }
+
+    fn remember(&self, stable: &str, trial: &Trial) {
+        self.credits.store(Arc::new(Some(Credits {
+            tallies: trial.tallies.clone(),
+            latest_state: trial.state,
+            salt: trial.share.salt.clone(),
+            versions: [stable.to_owned(), trial.serving.version().to_owned()],
+        })));
+    }
+
+    /// Waits until no request reads what has been replaced. Not left to a request: giving gigabytes
+    /// back takes longer than an answer may.
+    async fn leave(&self, old: Arc<Versions>) {
+        let living = self.living();
+        let is_gone = |serving: &Arc<Serving>| living.iter().all(|now| !Arc::ptr_eq(now, serving));
+        let all = std::iter::once(&old.stable).chain(old.trial.iter().map(|trial| &trial.serving));
+        let leaving: Vec<Arc<Serving>> = all.filter(|serving| is_gone(serving)).cloned().collect();
+        drop(old);
+        self.stages.keep(&living);
         let since = Instant::now();
-        while Arc::strong_count(&old) > 1 && since.elapsed() < READERS_LEAVE_MAX {
+        let is_read = |serving: &Arc<Serving>| Arc::strong_count(serving) > 1;
+        while leaving.iter().any(is_read) && since.elapsed() < READERS_LEAVE_MAX {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Ok(())
+        // Once more: the last readers have given their buffers back.
+        self.stages.keep(&living);
+    }
+
+    /// The versions that serve now.
+    fn living(&self) -> Vec<Arc<Serving>> {
+        let now = self.versions.load();
+        let trial = now.trial.as_ref().map(|trial| trial.serving.clone());
+        std::iter::once(now.stable.clone()).chain(trial).collect()
+    }
+
+    fn current(&self) -> item_changes::Current {
+        let now = self.versions.load();
+        (now.stable.clone(), now.trial.as_ref().map(|trial| trial.serving.clone()))
     }
 
     /// Takes changes of items, all or none; requests that begin afterwards see them. Returns their
@@ -204,7 +374,7 @@ impl Engine {
     /// # Errors
     /// When one of them is refused, or the log cannot be written.
     pub async fn change_items(&self, changes: Vec<Change>) -> Result<u64, item_changes::Error> {
-        self.item_changes.take(|| self.serving(), self.now_ms(), changes).await
+        self.item_changes.take(|| self.current(), self.now_ms(), changes).await
     }
 
     /// Applies the changes of items that other replicas took; returns the number of batches.
@@ -212,7 +382,7 @@ impl Engine {
     /// # Errors
     /// When the log cannot be read.
     pub async fn follow_items(&self) -> Result<usize, item_changes::Error> {
-        self.item_changes.follow(|| self.serving()).await
+        self.item_changes.follow(|| self.current()).await
     }
 
     /// Now, on the engine's clock.
@@ -220,9 +390,9 @@ impl Engine {
         self.clock.now_ms()
     }
 
-    /// The version that serves.
+    /// The version that serves; beside a challenger, the stable one.
     pub fn serving(&self) -> Arc<Serving> {
-        self.serving.load_full()
+        self.versions.load().stable.clone()
     }
 
     /// The stores of users.

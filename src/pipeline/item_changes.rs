@@ -59,6 +59,9 @@ pub enum Error {
     Stopped(#[from] JoinError),
 }
 
+/// The bundle that serves, and the challenger that may serve beside it.
+pub type Current = (Arc<Serving>, Option<Arc<Serving>>);
+
 /// Takes changes, and follows those that others took.
 pub struct ItemChanges {
     log: ChangeLog,
@@ -86,14 +89,19 @@ impl ItemChanges {
         self.catch_up(bundle).await
     }
 
-    /// Applies what has come to the log; `current` gives the bundle that serves, and is asked when
-    /// no other writer can change that.
+    /// Applies what has come to the log; `current` gives the bundles that serve, and is asked when no
+    /// other writer can change that. Returns the number of batches that the first of them lacked.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub async fn follow(&self, current: impl FnOnce() -> Arc<Serving>) -> Result<usize, Error> {
-        let turn = self.turn.clone().lock_owned().await;
-        let (_turn, applied) = self.catch_up_beside(&current(), turn).await?;
+    pub async fn follow(&self, current: impl FnOnce() -> Current) -> Result<usize, Error> {
+        let mut turn = self.turn.clone().lock_owned().await;
+        let (stable, challenger) = current();
+        let applied;
+        (turn, applied) = self.catch_up_beside(&stable, turn).await?;
+        if let Some(challenger) = challenger {
+            self.catch_up_beside(&challenger, turn).await?;
+        }
         Ok(applied)
     }
 
@@ -118,12 +126,12 @@ impl ItemChanges {
     /// When a change is refused, or the log cannot be written.
     pub async fn take(
         &self,
-        current: impl FnOnce() -> Arc<Serving>,
+        current: impl FnOnce() -> Current,
         time_ms: i64,
         changes: Vec<Change>,
     ) -> Result<u64, Error> {
         let mut turn = self.turn.clone().lock_owned().await;
-        let current = current();
+        let (current, challenger) = current();
         let batch = Arc::new(Batch { time_ms, changes });
         let changed_max = self.config.changed_max;
         for _ in 0..ATTEMPTS_MAX {
@@ -134,7 +142,13 @@ impl ItemChanges {
             let n = current.bundle.applied() + 1;
             if self.log.append(n, &batch).await? {
                 let on = current.clone();
-                beside(turn, move || on.bundle.commit(n, prepared)).await?;
+                (turn, _) = beside(turn, move || on.bundle.commit(n, prepared)).await?;
+                // The challenger reads the log. What it cannot read now it will at the next poll.
+                if let Some(challenger) = &challenger
+                    && let Err(error) = self.catch_up_beside(challenger, turn).await
+                {
+                    tracing::warn!(%error, "a change of items has not reached the challenger yet");
+                }
                 return Ok(n);
             }
         }

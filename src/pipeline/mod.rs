@@ -49,7 +49,10 @@ pub use engine::{Engine, Error, HistoryItem, Parts, PublishError, Request, Start
 pub use gather::history;
 pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges};
 pub use region::{Config as RegionConfig, Location};
-pub use rollout::Config as RolloutConfig;
+pub use rollout::{
+    Config as RolloutConfig, ConfigError as RolloutError, Credit, Outcome, Steering, begin,
+    follows, verdict,
+};
 pub use s2_candidates::Config as SourcesConfig;
 pub use s5_rules::Config as RulesConfig;
 pub use serving::{Serving, Settings};

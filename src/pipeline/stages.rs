@@ -68,9 +68,14 @@ impl Stages {
                 Pools::Separate(Box::new(pools))
             }
         };
-        // Between two stages' pools a request holds its buffers while it waits.
-        let scratches = Arc::new(Scratches::new(threads * 2));
+        // Between two stages' pools a request holds its buffers while it waits; and two versions may serve.
+        let scratches = Arc::new(Scratches::new(threads * 4));
         Ok(Self { pools, scratches, quality })
+    }
+
+    /// Lets go of buffers of versions that serve no more.
+    pub fn keep(&self, versions: &[Arc<Serving>]) {
+        self.scratches.keep(versions);
     }
 
     /// How much of its work a request should do now, at most 1.
@@ -170,10 +175,30 @@ impl Scratches {
         Self { free: ArrayQueue::new(max) }
     }
 
-    /// Buffers for this bundle: those of another one are let go.
+    /// Buffers for this bundle.
     fn take(&self, serving: &Serving) -> Box<Scratch> {
-        let fitting = std::iter::from_fn(|| self.free.pop()).find(|scratch| scratch.fits(serving));
-        fitting.unwrap_or_else(|| Box::new(Scratch::new(serving)))
+        for _ in 0..self.free.len() {
+            match self.free.pop() {
+                Some(scratch) if scratch.fits(serving) => return scratch,
+                // Of the other version that serves, or of one that has gone; see `keep`.
+                Some(scratch) => _ = self.free.push(scratch),
+                None => break,
+            }
+        }
+        Box::new(Scratch::new(serving))
+    }
+
+    /// Lets go of buffers that fit none of these versions.
+    fn keep(&self, versions: &[Arc<Serving>]) {
+        for _ in 0..self.free.len() {
+            match self.free.pop() {
+                Some(scratch) if versions.iter().any(|serving| scratch.fits(serving)) => {
+                    let _ = self.free.push(scratch);
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
     }
 
     /// Ends a request: its buffers serve the next one.

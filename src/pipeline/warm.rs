@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::answer::Timings;
+use super::answer::{Answer, Timings};
 use super::context::{Call, Context, Scratch};
 use super::deadline::Deadline;
 use super::engine::Request;
@@ -46,23 +46,35 @@ impl Recent {
     pub fn replay(&self, serving: &Arc<Serving>, users: &Users) -> usize {
         let requests: Vec<Request> =
             self.kept.lock().map(|kept| kept.iter().cloned().collect()).unwrap_or_default();
-        let mut scratch = Box::new(Scratch::new(serving));
+        let mut scratch = None;
         for request in &requests {
-            let candidates = serving.settings.pipeline.candidates;
-            let state = users.peek(&serving.fit, &request.user_id);
-            let (inputs, _) = gather::inputs(serving, &state, request, candidates);
-            let call = Call {
-                serving: serving.clone(),
-                inputs: Arc::new(inputs),
-                deadline: Deadline::after(UNHURRIED),
-                cached: None,
-                degraded: Vec::new(),
-                timings: Timings::default(),
-            };
-            let mut cx = Context::new(call, scratch);
-            super::run(&mut cx);
-            scratch = cx.into_scratch();
+            scratch = Some(ask(serving, users, request, scratch).1);
         }
         requests.len()
     }
+}
+
+/// Asks one request of `serving` on the calling thread, with these buffers or new ones; nothing is
+/// counted, kept or logged.
+pub fn ask(
+    serving: &Arc<Serving>,
+    users: &Users,
+    request: &Request,
+    scratch: Option<Box<Scratch>>,
+) -> (Answer, Box<Scratch>) {
+    let candidates = serving.settings.pipeline.candidates;
+    let state = users.peek(&serving.fit, &request.user_id);
+    let (inputs, _) = gather::inputs(serving, &state, request, candidates);
+    let call = Call {
+        serving: serving.clone(),
+        inputs: Arc::new(inputs),
+        deadline: Deadline::after(UNHURRIED),
+        cached: None,
+        degraded: Vec::new(),
+        timings: Timings::default(),
+    };
+    let scratch = scratch.unwrap_or_else(|| Box::new(Scratch::new(serving)));
+    let mut cx = Context::new(call, scratch);
+    let answer = super::run(&mut cx);
+    (answer, cx.into_scratch())
 }

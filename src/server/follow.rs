@@ -1,17 +1,21 @@
-//! Follows the registry: when another bundle is to serve, it is loaded, warmed and published beside
-//! the traffic, by a thread of the lowest priority.
+//! Follows the registry: when another bundle is to serve, or to be tried, it is loaded, warmed and
+//! published beside the traffic, by a thread of the lowest priority. While one is tried the thread also
+//! tells the registry what this process has counted, and decides with what all have.
 //!
-//! A bundle that cannot be opened changes nothing but the health report; it is tried again when the
-//! registry names it anew.
+//! A bundle that cannot be opened changes nothing but the health report; a challenger that cannot be
+//! opened ends its rollout everywhere. A registry that cannot be read changes nothing either: what was
+//! read last goes on, health and metrics say so, and the next look that succeeds makes up for it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
 use super::Shared;
-use crate::bundle::{Bundle, Registry};
+use crate::bundle::{Bundle, Challenger, Registry, RegistryError, Rollout};
+use crate::experiments::Decision;
 use crate::monitor;
+use crate::pipeline::{Engine, Steering};
 use crate::{ffi, index};
 
 /// The memory of a bundle that was replaced goes back to the system at this pace: at 10M items in nine
@@ -27,6 +31,10 @@ pub struct Source {
     /// How bundles are opened; see [`Bundle::open`].
     pub verify: bool,
     pub index: index::Config,
+    /// Decides about challengers.
+    pub steering: Arc<Steering>,
+    /// Time between two looks at the counts.
+    pub counts_interval: Duration,
 }
 
 /// Starts the thread, if there is a source.
@@ -38,18 +46,14 @@ pub fn start(shared: &Arc<Shared>) {
     let body = move || {
         ffi::thread::yield_to_others();
         ffi::large::keep();
-        let mut seen = None;
+        let mut follower = Follower { source, handle, state: None, counted: Instant::now() };
         loop {
-            std::thread::sleep(source.poll);
-            ffi::large::release((source.poll.as_secs_f64() * RELEASED_BYTES_A_SECOND) as usize);
+            std::thread::sleep(follower.source.poll);
+            let poll = follower.source.poll;
+            ffi::large::release((poll.as_secs_f64() * RELEASED_BYTES_A_SECOND) as usize);
             let Some(shared) = shared.upgrade() else { return };
-            match handle.block_on(source.registry.current()) {
-                Ok(Some((number, rollout))) if seen != Some(number) => {
-                    seen = Some(number);
-                    turn_to(&shared, &source, &handle, &rollout.bundle);
-                }
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "cannot read the registry; trying again"),
+            if let Some(engine) = shared.engine.get() {
+                follower.look(&shared, engine);
             }
         }
     };
@@ -58,30 +62,174 @@ pub fn start(shared: &Arc<Shared>) {
     }
 }
 
-/// Publishes a version, unless it serves already.
-fn turn_to(shared: &Shared, source: &Source, handle: &Handle, version: &str) {
-    let Some(engine) = shared.engine.get() else { return };
-    if engine.serving().version() == version {
-        return;
-    }
-    tracing::info!(bundle = version, "loading");
-    let opened = || -> Result<(), Box<dyn std::error::Error>> {
-        let dir = source.registry.bundle_dir(version)?;
-        let bundle = Bundle::open(&dir, source.verify, &source.index)?;
-        Ok(handle.block_on(engine.publish(bundle))?)
-    };
-    let health = &shared.parts.health;
-    match opened() {
-        Ok(()) => {
-            monitor::bundle(version);
-            let serving = engine.serving();
-            health.set("bundle", serving.remarks.is_empty(), serving.describe());
+/// What the thread knows.
+struct Follower {
+    source: Source,
+    handle: Handle,
+    /// The last state that was read.
+    state: Option<Followed>,
+    /// When the counts were looked at.
+    counted: Instant,
+}
+
+struct Followed {
+    number: u64,
+    rollout: Rollout,
+    /// Why the challenger cannot be served here; tried until the registry has it.
+    refused: Option<String>,
+}
+
+impl Follower {
+    fn look(&mut self, shared: &Shared, engine: &Engine) {
+        let read = self.handle.block_on(self.source.registry.current());
+        let (number, rollout) = match (read, &self.state) {
+            (Ok(Some(read)), _) => read,
+            (Ok(None), None) => return,
+            // States are never deleted: what has none any more is not the registry.
+            (Ok(None), Some(_)) => return self.cut_off(shared, "it holds no state any more"),
+            (Err(error), _) => return self.cut_off(shared, &error.to_string()),
+        };
+        monitor::registry_reachable(true);
+        monitor::rollout(number, rollout.challenger.as_ref().map_or(0, |c| c.stage.percent()));
+        shared.parts.health.set("registry", true, format!("state {number} is followed"));
+        if self.state.as_ref().is_none_or(|state| state.number != number) {
+            let refused = self.turn_to(shared, engine, number, &rollout);
+            self.state = Some(Followed { number, rollout, refused });
         }
-        Err(error) => {
-            let serving = engine.serving();
-            tracing::error!(bundle = version, %error, "cannot serve it; the old one goes on");
-            let text = format!("{}; {version} was refused: {error}", serving.version());
-            health.set("bundle", false, text);
+        if let Err(error) = self.steer(engine) {
+            self.cut_off(shared, &error.to_string());
         }
     }
+
+    fn cut_off(&self, shared: &Shared, error: &str) {
+        tracing::warn!(error, "cannot read or write the registry; trying again");
+        monitor::registry_reachable(false);
+        let stays = self.state.as_ref().map_or_else(
+            || "the bundle of the start stays".to_owned(),
+            |state| format!("state {} stays", state.number),
+        );
+        shared.parts.health.set("registry", false, format!("{stays}: {error}"));
+    }
+
+    /// Does what a state says; returns why its challenger cannot be served.
+    fn turn_to(
+        &self,
+        shared: &Shared,
+        engine: &Engine,
+        number: u64,
+        rollout: &Rollout,
+    ) -> Option<String> {
+        tracing::info!(state = number, reason = rollout.reason, "rollout");
+        let wanted =
+            |plan: &Challenger| engine.trial().is_some_and(|t| t.serving.version() == plan.bundle);
+        let on_trial = engine.trial().map(|trial| trial.serving.version().to_owned());
+        if engine.serving().version() != rollout.bundle {
+            if on_trial.as_deref() == Some(&rollout.bundle) {
+                self.handle.block_on(engine.promote());
+                tell(shared, engine);
+            } else if let Err(error) = self.publish(engine, &rollout.bundle) {
+                refuse(shared, engine, &rollout.bundle, &*error);
+                return None;
+            } else {
+                tell(shared, engine);
+            }
+        }
+        let health = &shared.parts.health;
+        match &rollout.challenger {
+            None => {
+                if engine.trial().is_some() {
+                    self.handle.block_on(engine.withdraw());
+                }
+                health.set("rollout", true, rollout.reason.clone());
+                None
+            }
+            Some(plan) if wanted(plan) => {
+                engine.restage(number, plan);
+                health.set("rollout", true, on_trial_text(plan));
+                None
+            }
+            Some(plan) => match self.challenge(engine, number, plan) {
+                Ok(()) => {
+                    health.set("rollout", true, on_trial_text(plan));
+                    None
+                }
+                Err(error) => {
+                    let why = format!("cannot serve it: {error}");
+                    tracing::error!(bundle = plan.bundle, why, "challenger");
+                    health.set("rollout", false, format!("{}: {why}", plan.bundle));
+                    Some(why)
+                }
+            },
+        }
+    }
+
+    fn open(&self, version: &str) -> Result<Bundle, Box<dyn std::error::Error>> {
+        tracing::info!(bundle = version, "loading");
+        let dir = self.source.registry.bundle_dir(version)?;
+        Ok(Bundle::open(&dir, self.source.verify, &self.source.index)?)
+    }
+
+    fn publish(&self, engine: &Engine, version: &str) -> Result<(), Box<dyn std::error::Error>> {
+        Ok(self.handle.block_on(engine.publish(self.open(version)?))?)
+    }
+
+    fn challenge(
+        &self,
+        engine: &Engine,
+        number: u64,
+        plan: &Challenger,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        Ok(self.handle.block_on(engine.challenge(self.open(&plan.bundle)?, number, plan))?)
+    }
+
+    /// Tells what was counted and decides, when it is time.
+    fn steer(&mut self, engine: &Engine) -> Result<(), RegistryError> {
+        let Some(state) = &self.state else { return Ok(()) };
+        if let Some(why) = &state.refused {
+            let steering = &self.source.steering;
+            return self.handle.block_on(steering.give_up(state.number, &state.rollout, why));
+        }
+        if self.counted.elapsed() < self.source.counts_interval {
+            return Ok(());
+        }
+        let Some(own) = engine.trial_counts() else { return Ok(()) };
+        self.counted = Instant::now();
+        // The real time, whatever the engine's clock shows: a rollout belongs to all replicas.
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let steering = &self.source.steering;
+        let look = steering.look(state.number, &state.rollout, &own, now_ms);
+        match self.handle.block_on(look)? {
+            Some((verdict, true)) if verdict.decision == Decision::RollBack => {
+                tracing::warn!(reason = verdict.reason, "the challenger is rolled back");
+            }
+            Some((verdict, true)) => {
+                tracing::info!(reason = verdict.reason, "the challenger advances")
+            }
+            Some((verdict, false)) => {
+                tracing::debug!(reason = verdict.reason, "the challenger stays")
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+fn on_trial_text(plan: &Challenger) -> String {
+    let paused = if plan.paused { ", paused" } else { "" };
+    format!("{} on trial at {}{paused}", plan.bundle, plan.stage)
+}
+
+/// Says which bundle serves now.
+fn tell(shared: &Shared, engine: &Engine) {
+    let serving = engine.serving();
+    monitor::bundle(serving.version());
+    shared.parts.health.set("bundle", serving.remarks.is_empty(), serving.describe());
+}
+
+/// Says that a bundle could not take over.
+fn refuse(shared: &Shared, engine: &Engine, version: &str, error: &dyn std::error::Error) {
+    let serving = engine.serving();
+    tracing::error!(bundle = version, %error, "cannot serve it; the old one goes on");
+    let text = format!("{}; {version} was refused: {error}", serving.version());
+    shared.parts.health.set("bundle", false, text);
 }

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use crate::events::{EventRecord, Log, RequestRecord};
 use crate::executor::Threads;
 use crate::monitor::{self, Exporter, Health};
-use crate::pipeline::Engine;
+use crate::pipeline::{Engine, RolloutConfig};
 
 mod auth;
 mod console;
@@ -137,6 +137,8 @@ pub struct Parts {
     pub source: Option<Source>,
     /// Time between two looks for changes of items that other replicas took.
     pub poll_items_ms: u64,
+    /// Which events count for a rollout, and whether a request may choose its arm.
+    pub rollout: RolloutConfig,
 }
 
 /// What every worker shares.

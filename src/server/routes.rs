@@ -12,7 +12,7 @@ use super::{Shared, console, items};
 use crate::events::{EventRecord, Refused, RequestRecord, Taken};
 use crate::executor::Rejected;
 use crate::monitor::{self, Phase, Route};
-use crate::pipeline::{self, Answer, Engine, Request};
+use crate::pipeline::{self, Answer, Credit, Engine, Outcome, Request};
 use crate::store::List;
 use crate::types::{DAY_MS, UserId};
 
@@ -79,6 +79,9 @@ async fn recommend(http: &HttpRequest, body: Payload, shared: &Shared) -> Result
     let ask = wire::ask(&read(http, body, shared).await?)?;
     let engine = engine(shared)?;
     let timings = ask.timings;
+    if ask.arm.is_some() && !shared.parts.rollout.allow_override {
+        return Err(wire::arm_is_not_chosen());
+    }
     let time_ms = engine.now_ms();
     let row = request_row(&ask, time_ms);
     let request = Request {
@@ -91,6 +94,7 @@ async fn recommend(http: &HttpRequest, body: Payload, shared: &Shared) -> Result
         context: ask.context,
         history: ask.history,
         time_ms,
+        arm: ask.arm,
     };
     let answer = engine.recommend(request).await.map_err(refused)?;
     shared.parts.requests.offer(vec![answered(row, &answer)]);
@@ -156,7 +160,7 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
     let body = read(http, body, shared).await?;
     let engine = engine(shared)?;
     let config = &shared.config;
-    let events = wire::events(
+    let mut events = wire::events(
         &body,
         EventLimits {
             count_max: config.events_max,
@@ -166,6 +170,13 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
             ahead_max_ms: i64::from(config.event_ahead_max_s) * 1000,
         },
     )?;
+    let credits: Vec<Option<Credit>> = events.iter().map(|event| credit(engine, event)).collect();
+    for (event, credit) in events.iter_mut().zip(&credits) {
+        if let Some(credit) = credit {
+            event.variant.get_or_insert_with(|| credit.arm.name().to_owned());
+            event.bundle_version.get_or_insert_with(|| credit.bundle_version.clone());
+        }
+    }
     // The log comes first: what it refuses has not happened for the live state either.
     let rows = events.clone();
     let taken = shared.parts.events.append(rows).await.map_err(|refused| match refused {
@@ -177,8 +188,14 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
     // One that was sent before has had its effect.
     let mut at = 0..;
     let known = |at: Option<usize>| at.is_some_and(|at| taken.known.binary_search(&at).is_ok());
-    let mut events = events;
-    events.retain(|_| !known(at.next()));
+    let new: Vec<bool> = events.iter().map(|_| !known(at.next())).collect();
+    for ((event, credit), _) in events.iter().zip(&credits).zip(&new).filter(|(_, new)| **new) {
+        if let (Some(credit), Some(outcome)) = (credit, outcome(shared, event)) {
+            credit.count(outcome);
+        }
+    }
+    let mut new = new.into_iter();
+    events.retain(|_| new.next().unwrap_or(false));
     let list = |event: &EventRecord| list(config, &event.event);
     for run in events.chunk_by(|a, b| a.user_id == b.user_id && list(a) == list(b)) {
         if let Some(list) = list(&run[0]) {
@@ -187,6 +204,25 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
         }
     }
     Ok(taken)
+}
+
+/// The arm of a rollout whose answer showed the item.
+fn credit(engine: &Engine, event: &EventRecord) -> Option<Credit> {
+    engine.credit(event.request_id.as_deref()?, &event.user_id)
+}
+
+/// What an event means for a rollout.
+fn outcome(shared: &Shared, event: &EventRecord) -> Option<Outcome> {
+    let (config, rollout) = (&shared.config, &shared.parts.rollout);
+    if event.event == config.shown_kind {
+        Some(Outcome::Impression)
+    } else if rollout.click_kinds.contains(&event.event) {
+        Some(Outcome::Click)
+    } else if rollout.value_kinds.contains(&event.event) {
+        event.value.map(Outcome::Value)
+    } else {
+        None
+    }
 }
 
 /// Which of a user's lists an event of this kind extends, for the user's next request to read.

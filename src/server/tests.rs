@@ -27,7 +27,8 @@ fn shared(dir: &std::path::Path, config: Config) -> Arc<Shared> {
     let events = Log::durable(dir, &log, health.clone()).unwrap();
     let requests = Log::start(dir, &log, health.clone()).unwrap();
     let (exporter, source, poll_items_ms) = (exporter(), None, 1000);
-    let parts = Parts { events, requests, health, exporter, source, poll_items_ms };
+    let rollout = sections["rollout"].clone().try_into().unwrap();
+    let parts = Parts { events, requests, health, exporter, source, poll_items_ms, rollout };
     let items_token = auth::Token::open(&config.items_token_file).unwrap();
     Arc::new(Shared { config, parts, items_token, engine: OnceLock::new() })
 }

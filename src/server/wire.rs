@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::events::{EventRecord, Taken};
+use crate::experiments::Arm;
 use crate::monitor::Component;
 use crate::pipeline::{Answer, AnswerItem, HistoryItem, Location, STAGES};
 use crate::types::{ItemId, UserId};
@@ -105,6 +106,8 @@ pub struct Ask {
     /// Oldest first.
     pub history: Option<Vec<ItemId>>,
     pub timings: bool,
+    /// Chosen instead of drawn.
+    pub arm: Option<Arm>,
 }
 
 /// Reads a body of `POST /v1/recommendations`.
@@ -119,6 +122,7 @@ pub fn ask(body: &[u8]) -> Result<Ask, Fault> {
         "context",
         "history",
         "timings",
+        "arm",
     ])?;
     Ok(Ask {
         user_id: UserId(object.required("user_id")?),
@@ -133,7 +137,24 @@ pub fn ask(body: &[u8]) -> Result<Ask, Fault> {
             .texts("history", HISTORY_MAX)?
             .map(|ids| ids.into_iter().map(ItemId).collect()),
         timings: object.boolean("timings")?.unwrap_or(false),
+        arm: arm(&mut object)?,
     })
+}
+
+/// The arm of a rollout, by name.
+fn arm(object: &mut Object) -> Result<Option<Arm>, Fault> {
+    let Some(name) = object.text("arm")? else { return Ok(None) };
+    let found = Arm::ALL.into_iter().find(|arm| arm.name() == name);
+    found.map(Some).ok_or_else(|| {
+        let message = format!("arm `{name}` is not known: give stable or challenger");
+        object.fault("arm", "out_of_range", message)
+    })
+}
+
+/// The refusal of a request that chooses its arm where that is not allowed.
+pub fn arm_is_not_chosen() -> Fault {
+    let message = "`arm` cannot be chosen here: leave it out, or set rollout.allow_override";
+    Fault::at("arm", "not_allowed", message)
 }
 
 fn location(mut object: Object) -> Result<Location, Fault> {

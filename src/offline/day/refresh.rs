@@ -62,7 +62,13 @@ impl Day<'_> {
         let registry = Registry::open(&self.shared.registry.url)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let reason = format!("{} over a new catalogue", base.manifest.bundle_version);
-        runtime.block_on(publish::publish(&registry, &dir, &version, &reason))?;
+        runtime.block_on(publish::publish(
+            &registry,
+            &dir,
+            &version,
+            &reason,
+            self.shared.rollout,
+        ))?;
         tracing::info!("published {version} to {}", self.shared.registry.url);
         Ok(())
     }
