@@ -90,12 +90,14 @@ impl Follower {
             (Err(error), _) => return self.cut_off(shared, &error.to_string()),
         };
         monitor::registry_reachable(true);
-        monitor::rollout(number, rollout.challenger.as_ref().map_or(0, |c| c.stage.percent()));
-        shared.parts.health.set("registry", true, format!("state {number} is followed"));
+        let percent = rollout.challenger.as_ref().map_or(0, |plan| plan.stage.percent());
         if self.state.as_ref().is_none_or(|state| state.number != number) {
             let refused = self.turn_to(shared, engine, number, &rollout);
             self.state = Some(Followed { number, rollout, refused });
         }
+        // Said when it is done: loading takes a while.
+        monitor::rollout(number, percent);
+        shared.parts.health.set("registry", true, format!("state {number} is followed"));
         if let Err(error) = self.steer(engine) {
             self.cut_off(shared, &error.to_string());
         }

@@ -9,6 +9,7 @@ mod leak;
 mod live_items;
 mod parity;
 mod resume;
+mod rollout;
 mod suggest;
 mod support;
 mod swap;

@@ -8,13 +8,13 @@ use crate::support::{Server, eventually, ids, world};
 use serde_json::json;
 
 /// A registry of its own with copies of the world's bundle under other versions.
-struct Bundles {
+pub struct Bundles {
     dir: tempfile::TempDir,
     turns: u64,
 }
 
 impl Bundles {
-    fn new(versions: &[&str]) -> Self {
+    pub fn new(versions: &[&str]) -> Self {
         let bundles = Self { dir: tempfile::tempdir().unwrap(), turns: 0 };
         for version in versions {
             let (from, to) = (world().bundle_dir(), bundles.path(version));
@@ -31,12 +31,18 @@ impl Bundles {
         bundles
     }
 
-    fn path(&self, version: &str) -> PathBuf {
+    /// Where everything lies.
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where a version lies.
+    pub fn path(&self, version: &str) -> PathBuf {
         self.dir.path().join("bundles").join(version)
     }
 
     /// Says that `version` is to serve.
-    fn turn_to(&mut self, version: &str) {
+    pub fn turn_to(&mut self, version: &str) {
         self.turns += 1;
         let dir = self.dir.path().join("rollout");
         fs::create_dir_all(&dir).unwrap();
@@ -103,7 +109,8 @@ fn a_bundle_that_does_not_open_changes_nothing_and_is_reported() {
     eventually("health", || !health().contains("refused"));
 }
 
-fn cut(path: &Path) {
+/// Leaves half of a file.
+pub fn cut(path: &Path) {
     let bytes = fs::read(path).unwrap();
     fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
 }

@@ -10,7 +10,7 @@ pub enum Refused {
     OnTrial { bundle: String, stage: Stage },
     #[error("{bundle} serves everybody already")]
     Serves { bundle: String },
-    #[error("the registry has no whole bundle {bundle}: {source}")]
+    #[error("the registry has no whole bundle {bundle}")]
     Bundle { bundle: String, source: ManifestError },
     #[error("the bundle in the place of {bundle} says that it is {found}: publish it anew")]
     Version { bundle: String, found: String },

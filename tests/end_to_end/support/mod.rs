@@ -149,6 +149,16 @@ impl World {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Any command with further settings, which must succeed: what it printed.
+    pub fn succeeds(&self, more: &[(&str, &str)], arguments: &[&str]) -> String {
+        let mut command = Command::new(SHORTLIST);
+        let output =
+            command.arg("--config").arg(self.configuration(more)).args(arguments).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "shortlist {arguments:?}: {}\n{log}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Where the pipeline worked.
     pub fn work(&self) -> PathBuf {
         self.dir.join("work")
