@@ -51,7 +51,12 @@ impl TowerItem {
 
 /// How far a bundle has followed the change log.
 #[derive(Debug, Default)]
-pub(super) struct Applied(AtomicU64);
+pub(super) struct Applied {
+    /// The last batch that is in.
+    done: AtomicU64,
+    /// The last one that has begun to come in.
+    begun: AtomicU64,
+}
 
 /// A batch that waits to be committed.
 pub struct Prepared {
@@ -88,12 +93,19 @@ pub enum Refused {
 impl Bundle {
     /// The number of the last batch of the change log that is in this bundle.
     pub fn applied(&self) -> u64 {
-        self.applied.0.load(Ordering::Acquire)
+        self.applied.done.load(Ordering::Acquire)
+    }
+
+    /// The number of the last batch that has begun to come in: who read [`Bundle::applied`] first and
+    /// finds the same number here has seen no change in between.
+    pub fn applying(&self) -> u64 {
+        self.applied.begun.load(Ordering::Acquire)
     }
 
     /// Says that batches up to `n` are in this bundle already, or need not be.
     pub fn skip_to(&self, n: u64) {
-        self.applied.0.store(n, Ordering::Release);
+        self.applied.begun.store(n, Ordering::Release);
+        self.applied.done.store(n, Ordering::Release);
     }
 
     /// Prepares new changes; `changed_max` bounds the items that differ from the build. Writers take
@@ -129,6 +141,7 @@ impl Bundle {
     /// Applies batch `n`.
     pub fn commit(&self, n: u64, prepared: Prepared) {
         let Prepared { late, items } = prepared;
+        self.applied.begun.store(n, Ordering::Release);
         self.items.publish(late.clone());
         for (item, vector) in items {
             let now = late.get(item).expect("every prepared item is late");

@@ -4,7 +4,7 @@
 //! nor bins them. Both engines give the same raw scores; LightGBM is there to compare with, takes
 //! whole rows, and lets one thread in at a time.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::features::{ItemColumns, Plan};
 #[cfg(feature = "etl")]
@@ -13,7 +13,7 @@ use crate::forest::{self, Bins, CompileError, Evaluator, Forest};
 use crate::types::ItemIdx;
 
 /// Who evaluates the ranker's trees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RankerEngine {
     /// This program's evaluator.

@@ -11,6 +11,7 @@ mod index;
 #[cfg(feature = "etl")]
 mod pipeline;
 mod rollout;
+mod replay;
 mod serve;
 
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ enum Command {
     /// Run the daily pipeline, or a part of it.
     #[cfg(feature = "etl")]
     Pipeline(pipeline::Args),
+    /// Ask logged requests again: of the bundle that answered them, or of another.
+    Replay(replay::Args),
     /// Write a synthetic world of any size.
     Generate(generate::Args),
     /// Build, inspect and measure indexes.
@@ -84,6 +87,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Features(args) => features::run(&args, load),
         #[cfg(feature = "etl")]
         Command::Pipeline(args) => pipeline::run(&args, &load()?),
+        Command::Replay(args) => replay::run(&args, &load()?),
         Command::Generate(args) => generate::run(args),
         Command::Index(args) => index::run(&args, &load()?),
         Command::Rollout(args) => rollout::run(&args, &load()?),

@@ -14,8 +14,8 @@
 //!
 //! A file appears whole: it is written under another name, synced and renamed. Rows that cannot be
 //! written are kept and tried again; the bound on rows counts every row that is accepted and not
-//! yet in a file, so a disk that is full ends in refusals and never in memory. What is lost is
-//! counted with its reason.
+//! yet in a file (a large one as several), so a disk that is full ends in refusals and never in memory.
+//! What is lost is counted with its reason. Requests that were logged in full are read back by `served`.
 //!
 //! Must not know HTTP or the pipeline.
 
@@ -35,12 +35,14 @@ use crate::monitor::{self, Health, Log as LogName, Lost};
 mod journal;
 mod rows;
 mod seen;
+mod served;
 mod writer;
 
 use journal::{Journal, Left};
 use writer::Writer;
 
 pub use rows::{EventRecord, RequestRecord};
+pub use served::{Served, read_requests, request_files};
 
 /// The name that stands for the host's.
 const AUTO: &str = "auto";
@@ -100,6 +102,8 @@ pub enum Error {
          different names (events.replica)"
     )]
     Taken { directory: PathBuf },
+    #[error("{path}: no column `{column}` of a request log: give a file of requests/")]
+    Foreign { path: PathBuf, column: &'static str },
     #[error("the log has stopped")]
     Stopped,
 }
@@ -166,6 +170,11 @@ pub trait Row: Send + Sized + 'static {
     /// What makes it one: a row with an id that was seen is a repetition. Empty: it has none.
     fn id(&self) -> &str;
 
+    /// How many ordinary rows' memory it takes: what the bounds on rows count.
+    fn places(&self) -> usize {
+        1
+    }
+
     /// The rows as columns.
     fn batch(rows: &[Self]) -> RecordBatch;
 }
@@ -182,7 +191,7 @@ pub struct Taken {
 /// A log of rows `R`. Dropping it writes what it was given, then ends.
 pub struct Log<R: Row> {
     messages: Option<Sender<Message<R>>>,
-    /// Rows accepted and not yet in a file.
+    /// Rows accepted and not yet in a file, as [`Row::places`] counts.
     waiting: Arc<AtomicUsize>,
     queue_rows_max: usize,
     thread: Option<JoinHandle<()>>,
@@ -227,7 +236,7 @@ impl<R: Row + Serialize> Log<R> {
         let root = data_dir.join(R::LOG.name());
         std::fs::create_dir_all(&root)
             .map_err(|source| Error::Io { path: root.clone(), source })?;
-        let waiting = Arc::new(AtomicUsize::new(left.iter().map(|left| left.rows.len()).sum()));
+        let waiting = Arc::new(AtomicUsize::new(left.iter().map(|left| places(&left.rows)).sum()));
         // A message carries at least one row, so the bound on rows keeps the channel from filling.
         let (sender, receiver) = bounded(config.queue_rows_max);
         let durable = journal.is_some();
@@ -281,7 +290,7 @@ impl<R: Row + Serialize> Log<R> {
         rows: Vec<R>,
         done: Option<oneshot::Sender<Result<Taken, Refused>>>,
     ) -> Result<(), Refused> {
-        let count = rows.len();
+        let count = places(&rows);
         let messages = self.messages.as_ref().ok_or(Refused::Stopped)?;
         let waiting = self.waiting.fetch_add(count, Ordering::AcqRel);
         let refuse = |refused| {
@@ -309,6 +318,11 @@ impl<R: Row + Serialize> Log<R> {
         messages.send(Message::Flush(done)).map_err(|_| Error::Stopped)?;
         flushed.recv().map_err(|_| Error::Stopped)?
     }
+}
+
+/// Places of some rows together.
+fn places<R: Row>(rows: &[R]) -> usize {
+    rows.iter().map(Row::places).sum()
 }
 
 impl<R: Row> Drop for Log<R> {

@@ -9,8 +9,11 @@ use arrow::array::{
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 
-use super::Row;
+use super::{Row, Served, served};
 use crate::monitor::{Log, Stage};
+
+/// A request that is logged in full takes some 12 KiB, 400 bytes otherwise.
+const FULL_PLACES: usize = 32;
 
 /// One row of `events/`: what a user did or saw. The columns are those of the data contract.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -61,6 +64,8 @@ pub struct RequestRecord {
     /// Microseconds by stage, in the order of [`Stage::ALL`].
     pub stage_us: [u32; 6],
     pub total_us: u32,
+    /// All that decided the answer, for a request that is logged in full.
+    pub served: Option<Box<Served>>,
 }
 
 impl Row for EventRecord {
@@ -105,6 +110,10 @@ impl Row for RequestRecord {
         &self.request_id
     }
 
+    fn places(&self) -> usize {
+        if self.served.is_some() { FULL_PLACES } else { 1 }
+    }
+
     fn batch(rows: &[Self]) -> RecordBatch {
         let (mut items, mut positions) = (list(StringBuilder::new()), list(Int32Builder::new()));
         let (mut scores, mut degraded) = (list(Float32Builder::new()), list(StringBuilder::new()));
@@ -137,6 +146,7 @@ impl Row for RequestRecord {
         }
         let total: UInt32Array = rows.iter().map(|r| Some(r.total_us)).collect();
         all.push(("total_us".to_owned(), Arc::new(total)));
+        all.extend(served::columns(rows));
         columns(all)
     }
 }

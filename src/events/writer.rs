@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::journal::{self, Journal, Left};
 use super::seen::Seen;
-use super::{Config, Error, Message, Refused, Row, Taken};
+use super::{Config, Error, Message, Refused, Row, Taken, places};
 use crate::monitor::{self, Health, Lost};
 use crate::types::date_of;
 
@@ -32,15 +32,17 @@ struct Batch<R> {
     sequence: u64,
     days: BTreeMap<String, Vec<R>>,
     rows: usize,
+    places: usize,
 }
 
 impl<R: Row> Batch<R> {
     fn new(replica: &str, sequence: u64) -> Self {
-        Self { replica: replica.to_owned(), sequence, days: BTreeMap::new(), rows: 0 }
+        Self { replica: replica.to_owned(), sequence, days: BTreeMap::new(), rows: 0, places: 0 }
     }
 
     fn push(&mut self, row: R) {
         self.rows += 1;
+        self.places += row.places();
         self.days.entry(date_of(row.time_ms())).or_default().push(row);
     }
 }
@@ -121,7 +123,7 @@ impl<R: Row + Serialize> Writer<R> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.finish(),
             }
-            let full = self.open.rows >= self.config.file_rows_max && !failing;
+            let full = self.open.places >= self.config.file_rows_max && !failing;
             if full || Instant::now() >= due {
                 failing = self.write().is_err();
                 let retry = Duration::from_millis(self.config.retry_ms);
@@ -138,7 +140,9 @@ impl<R: Row + Serialize> Writer<R> {
         messages: &Receiver<Message<R>>,
     ) -> Option<crossbeam::channel::Sender<Result<(), Error>>> {
         let (mut group, mut flush) = (Vec::new(), None);
+        // Rows, and their places: of all, and of those that are new.
         let (mut count, mut fresh) = (0, 0);
+        let (mut taken, mut kept) = (0, 0);
         for message in std::iter::once(first).chain(messages.try_iter()) {
             let (rows, done) = match message {
                 Message::Rows { rows, done } => (rows, done),
@@ -148,8 +152,10 @@ impl<R: Row + Serialize> Writer<R> {
                 }
             };
             count += rows.len();
+            taken += places(&rows);
             let part = self.tell_apart(rows, done);
             fresh += part.rows.len();
+            kept += places(&part.rows);
             group.push(part);
             if count >= GROUP_ROWS {
                 break;
@@ -157,7 +163,7 @@ impl<R: Row + Serialize> Writer<R> {
         }
         match self.journal(&group) {
             Ok(()) => {
-                self.release(count - fresh);
+                self.release(taken - kept);
                 for part in group {
                     part.rows.into_iter().for_each(|row| self.open.push(row));
                     if let Some(done) = part.done {
@@ -169,7 +175,7 @@ impl<R: Row + Serialize> Writer<R> {
                 tracing::error!(%error, rows = count, "cannot write the journal; refusing rows");
                 self.health.set(R::LOG.name(), false, error.to_string());
                 self.seen.take_back(fresh);
-                self.release(count);
+                self.release(taken);
                 for done in group.into_iter().filter_map(|part| part.done) {
                     let _ = done.send(Err(Refused::Journal));
                 }
@@ -209,10 +215,10 @@ impl<R: Row + Serialize> Writer<R> {
     }
 
     /// Gives places back.
-    fn release(&self, rows: usize) {
-        if rows > 0 {
-            let before = self.waiting.fetch_sub(rows, Ordering::AcqRel);
-            monitor::log_queue(R::LOG, before - rows);
+    fn release(&self, places: usize) {
+        if places > 0 {
+            let before = self.waiting.fetch_sub(places, Ordering::AcqRel);
+            monitor::log_queue(R::LOG, before - places);
         }
     }
 
@@ -234,7 +240,7 @@ impl<R: Row + Serialize> Writer<R> {
                     Ok(()) => {
                         batch.rows -= rows.len();
                         monitor::logged(R::LOG, rows.len());
-                        self.release(rows.len());
+                        self.release(places(&rows));
                     }
                     Err(error) => {
                         tracing::error!(%error, rows = rows.len(), "cannot write a log file; retrying");

@@ -166,6 +166,7 @@ labels! {
         Recommendations = "recommendations",
         Events = "events",
         Items = "items",
+        Explain = "explain",
         Console = "console",
         Probe = "probe",
         Metrics = "metrics",

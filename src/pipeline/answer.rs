@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::events::Served;
 use crate::monitor::Source;
 
 /// The stages in order, as metrics and answers name them.
@@ -20,6 +21,8 @@ pub struct Answer {
     /// Why there are fewer items than asked for; empty when there are not.
     pub reasons: Vec<Reason>,
     pub timings: Timings,
+    /// All that decided the answer, where the request is logged in full.
+    pub served: Option<Box<Served>>,
 }
 
 /// One recommended item.

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use crate::bundle::{EncodeScratch, RankScratch};
 use crate::features::{Candidate, History, PlanScratch, RequestInput, UserRecord, UserRow};
 use crate::index::{self, Hit};
-use crate::monitor::{Fallback, Source, Stage};
+use crate::monitor::{Dropped, Fallback, Source, Stage};
 use crate::store::items::{Late, View};
 use crate::types::ItemIdx;
 
 use super::answer::{Reason, Timings};
-use super::deadline::Deadline;
+use super::deadline::{Deadline, Lost, Part};
 use super::s2_candidates::Buffers;
 use super::serving::Serving;
 
@@ -36,6 +36,19 @@ pub struct Inputs {
     pub shown: Vec<ItemIdx>,
     /// How many candidates retrieval shall give.
     pub candidates: usize,
+    /// For a request that is asked again: the parts that it went without. Else time decides.
+    pub repeats: Option<Lost>,
+    /// Set for a request that is logged in full.
+    pub asked: Option<Box<Asked>>,
+}
+
+/// What the request log keeps of a question beside its inputs.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// Further context values by name.
+    pub context: Vec<(String, String)>,
+    /// The share of its work that the request does.
+    pub quality: f32,
 }
 
 /// A request whose inputs are gathered: what goes into the stages.
@@ -65,6 +78,11 @@ pub struct Context {
     pub unranked: bool,
     /// Dropped by s5, by cause.
     pub drops: Drops,
+    /// What was left out.
+    pub lost: Lost,
+    /// What was applied of the items' change log at the entry, and what was being applied when the
+    /// candidates were settled: where they differ, items changed under the search.
+    pub item_changes: [u64; 2],
     pub timings: Timings,
 }
 
@@ -107,6 +125,8 @@ pub struct Scratch {
     /// Written by s4, parallel to the candidates.
     pub raw: Vec<f64>,
     pub ranked: Vec<Ranked>,
+    /// What s5 dropped, and why; of requests that are logged in full.
+    pub dropped: Vec<(ItemIdx, Dropped)>,
     /// Categories taken so far in s5, with their counts.
     pub categories: Vec<(u32, usize)>,
     ahead: Option<Box<Ahead>>,
@@ -141,6 +161,7 @@ impl Scratch {
             columns: Vec::with_capacity(columns),
             raw: Vec::with_capacity(candidates),
             ranked: Vec::with_capacity(candidates),
+            dropped: Vec::with_capacity(candidates),
             categories: Vec::with_capacity(candidates),
             ahead: Some(Box::new(Ahead {
                 constants: vec![0.0; bundle.plan.constant_count()],
@@ -160,7 +181,9 @@ impl Context {
     /// Starts a request with buffers that fit its bundle.
     pub fn new(call: Call, mut scratch: Box<Scratch>) -> Self {
         let Call { serving, inputs, deadline, cached, degraded, timings } = call;
+        scratch.dropped.clear();
         Self {
+            item_changes: [serving.bundle.applied(); 2],
             ahead: scratch.ahead.take(),
             late: serving.bundle.items.late(),
             serving,
@@ -172,6 +195,7 @@ impl Context {
             reasons: Vec::new(),
             unranked: false,
             drops: Drops::default(),
+            lost: Lost::default(),
             timings,
         }
     }
@@ -201,6 +225,7 @@ impl Context {
     pub fn settle_items(&mut self) {
         let items = &self.serving.bundle.items;
         self.late = items.late();
+        self.item_changes[1] = self.serving.bundle.applying();
         self.scratch.late.clear();
         if self.late.is_empty() {
             return;
@@ -214,6 +239,19 @@ impl Context {
         let has_content = |c: &Candidate| late.get(c.item).is_some_and(|i| i.content.is_some());
         let changed = candidates.iter().zip(0..).filter(|(c, _)| has_content(c));
         positions.extend(changed.map(|(_, at)| at));
+    }
+
+    /// Whether there is time for a part, of which `needed` must be left; it is lost otherwise. A
+    /// request that is asked again goes without what it went without.
+    pub fn has_time(&mut self, part: Part, needed: Duration) -> bool {
+        let has = match self.inputs.repeats {
+            Some(lost) => !lost.has(part),
+            None => self.deadline.allows(needed),
+        };
+        if !has {
+            self.lost.add(part);
+        }
+        has
     }
 
     /// Notes a fallback once.

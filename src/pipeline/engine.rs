@@ -10,11 +10,13 @@ use arc_swap::ArcSwap;
 use super::ConfigError;
 use super::answer::{Answer, Timings};
 use super::audit::Audit;
-use super::context::Call;
+use super::context::{Asked, Call};
 use super::deadline::Deadline;
+use super::explain::{self, Explainer, Explanation};
 use super::gather;
 use super::item_changes::{self, ItemChanges};
 use super::observe::{self, Counts};
+use super::record;
 use super::region::Location;
 use super::rollout::{self, Chosen, Credit, Credits, Shadow, Trial, Versions};
 use super::serving::{Serving, Settings};
@@ -94,6 +96,7 @@ pub struct Engine {
     stages: Stages,
     audit: Arc<Audit>,
     recent: Recent,
+    explainer: Explainer,
     clock: Clock,
 }
 
@@ -145,6 +148,7 @@ impl Engine {
             stages: Stages::start(&executor)?,
             audit,
             recent: Recent::default(),
+            explainer: Explainer::default(),
             clock,
         })
     }
@@ -171,7 +175,10 @@ impl Engine {
         let state = self.users.read(&serving.fit, user, base, request.time_ms).await;
         let quality = self.stages.quality();
         let candidates = (self.settings.pipeline.candidates as f32 * quality).ceil() as usize;
-        let (inputs, region_fallback) = gather::inputs(&serving, &state, &request, candidates);
+        let (mut inputs, region_fallback) = gather::inputs(&serving, &state, &request, candidates);
+        if record::is_drawn(&request.request_id, self.settings.pipeline.log_full_share) {
+            inputs.asked = Some(Box::new(Asked { context: request.context.clone(), quality }));
+        }
         let sequence = gather::sequence(&request, &inputs);
         let cached = sequence.and_then(|sequence| state.vector(sequence));
         let missed = cached.is_none();
@@ -190,7 +197,7 @@ impl Engine {
         let after = move |cx: &super::Context| {
             audit.offer(cx);
             let vector = missed.then(|| Arc::from(cx.scratch.vector.as_slice()));
-            (vector, Counts::of(cx))
+            (vector, Counts::of(cx), record::served(cx))
         };
         let finished = self.stages.run(call, after).await;
         if let Some(seat) = &seat {
@@ -198,7 +205,7 @@ impl Engine {
             seat.finished(answer, entry.elapsed());
         }
         let finished = finished?;
-        let (vector, counts) = finished.kept;
+        let (vector, counts, served) = finished.kept;
         if let (Some(sequence), Some(vector)) = (sequence, vector) {
             self.users.keep(&serving.fit, &request.user_id, Embedding { sequence, vector });
         }
@@ -207,6 +214,7 @@ impl Engine {
             answer.variant = arm.name().to_owned();
         }
         answer.timings.total = entry.elapsed();
+        answer.served = served;
         observe::answered(&answer, &counts);
         Ok(answer)
     }
@@ -398,6 +406,23 @@ impl Engine {
     /// The stores of users.
     pub fn users(&self) -> &Users {
         &self.users
+    }
+
+    /// Asks a request and explains the items of its answer, or one item that may not be in it.
+    ///
+    /// # Errors
+    /// When another one is being explained, or the item is unknown.
+    pub async fn explain(
+        &self,
+        request: Request,
+        item: Option<String>,
+    ) -> Result<Explanation, explain::Error> {
+        let serving = self.versions.load().choose(&request.user_id.0, request.arm).serving;
+        let base = serving.bundle.users.find(&request.user_id.0);
+        let state = self.users.read(&serving.fit, &request.user_id, base, request.time_ms).await;
+        let candidates = self.settings.pipeline.candidates;
+        let (inputs, _) = gather::inputs(&serving, &state, &request, candidates);
+        self.explainer.run(serving, inputs, item).await
     }
 
     /// A user's last events, newest first.

@@ -35,6 +35,8 @@ pub fn inputs(
         history_times_ms,
         shown: shown.filter_map(|id| bundle.items.find(id)).collect(),
         candidates: candidates.max(request.num_items),
+        repeats: None,
+        asked: None,
     };
     let resolved = region::resolve(
         &serving.settings.regions,
@@ -44,7 +46,8 @@ pub fn inputs(
         serving.own_region(context::user(serving, &inputs)),
     );
     inputs.region = resolved.region;
-    inputs.context = context_codes(serving, request, resolved.region);
+    inputs.context =
+        context_codes(serving, request.device.as_deref(), &request.context, resolved.region);
     (inputs, resolved.fallback)
 }
 
@@ -83,14 +86,20 @@ fn inline_history(serving: &Serving, history: &[ItemId]) -> (Vec<ItemIdx>, Vec<i
     (items, times)
 }
 
-fn context_codes(serving: &Serving, request: &Request, region: Option<usize>) -> Vec<f32> {
+/// Codes of the context in the schema's order, from what was asked and the region that serves.
+pub fn context_codes(
+    serving: &Serving,
+    device: Option<&str>,
+    further: &[(String, String)],
+    region: Option<usize>,
+) -> Vec<f32> {
     let bundle = &serving.bundle;
     let value = |name: &str| match name {
-        "context.device" => request.device.as_deref(),
+        "context.device" => device,
         "context.region" => region.map(|at| bundle.items.regions()[at].as_str()),
         _ => {
             let key = name.trim_start_matches("context.");
-            request.context.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+            further.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
         }
     };
     let code = |name: &String| bundle.dictionaries.feature(name, value(name));

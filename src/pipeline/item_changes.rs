@@ -180,6 +180,22 @@ impl ItemChanges {
     }
 }
 
+/// Applies the log up to batch `to`, or its end, to a bundle that serves nobody.
+///
+/// # Errors
+/// When the log cannot be read.
+pub async fn advance(log: &ChangeLog, bundle: &Bundle, to: u64) -> Result<(), Error> {
+    let pruned = log.start().await?.min(to);
+    if bundle.applied() < pruned {
+        bundle.skip_to(pruned);
+    }
+    while bundle.applied() < to {
+        let Some(batch) = log.read(bundle.applied() + 1).await? else { break };
+        apply_next(bundle, &batch);
+    }
+    Ok(())
+}
+
 /// The right to write to a bundle.
 type Turn = OwnedMutexGuard<()>;
 

@@ -16,18 +16,23 @@ mod answer;
 mod audit;
 mod context;
 mod deadline;
+pub mod diff;
 mod engine;
+pub mod explain;
 mod gather;
 mod item_changes;
 mod observe;
+mod record;
 mod region;
 pub mod rollout;
+pub mod replay;
 mod s1_user_embedding;
 mod s2_candidates;
 mod s3_features;
 mod s4_ranking;
 mod s5_rules;
 mod s6_response;
+mod seed;
 mod serving;
 mod stages;
 #[cfg(all(test, feature = "etl"))]
@@ -36,18 +41,18 @@ mod warm;
 
 use std::time::Instant;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bundle::RankerEngine;
 use crate::monitor::Stage;
 use context::Ahead;
 
 pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
-pub use context::{Call, Context, Inputs, Scratch};
-pub use deadline::{Budgets, Deadline};
+pub use context::{Asked, Call, Context, Inputs, Scratch};
+pub use deadline::{Budgets, Deadline, Lost};
 pub use engine::{Engine, Error, HistoryItem, Parts, PublishError, Request, StartError};
 pub use gather::history;
-pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges};
+pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges, advance};
 pub use region::{Config as RegionConfig, Location};
 pub use rollout::{
     Config as RolloutConfig, ConfigError as RolloutError, Credit, Outcome, Steering, begin,
@@ -58,7 +63,7 @@ pub use s5_rules::Config as RulesConfig;
 pub use serving::{Serving, Settings};
 
 /// Section `[pipeline]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// How many candidates s2 asks for.
@@ -68,6 +73,8 @@ pub struct Config {
     /// Time between two requests whose candidates are checked against exact search, off the hot
     /// path; 0 checks none.
     pub recall_audit_interval_ms: u64,
+    /// Share of the requests that are logged in full: with all that a replay needs.
+    pub log_full_share: f64,
     pub budgets_us: Budgets,
     /// Names the configuration in answers and logs.
     pub variant: String,
@@ -78,7 +85,7 @@ pub struct Config {
 }
 
 /// Section `[pipeline.ranker]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankerConfig {
     /// Who evaluates the ranker's trees.
@@ -122,6 +129,10 @@ impl Config {
         let (total_us, deadline_ms) = (self.budgets_us.total_us(), self.deadline_ms);
         if total_us > deadline_ms * 1000 {
             return Err(ConfigError::Budgets { total_us, deadline_ms });
+        }
+        let (key, value) = ("pipeline.log_full_share", self.log_full_share);
+        if !(0.0..=1.0).contains(&value) {
+            return Err(ConfigError::Range { key, value, rule: "a share from 0 to 1" });
         }
         self.sources.check(self.candidates)?;
         self.clock_starts_at_ms().map(|_| ())

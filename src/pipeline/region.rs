@@ -1,12 +1,12 @@
 //! Which region a request is served for.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use crate::store::items::Items;
 
 /// Section `[regions]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Served when nothing else says one; empty is everywhere.
@@ -16,7 +16,7 @@ pub struct Config {
 }
 
 /// A country or a box of coordinates, and its region.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Area {
     pub region: String,

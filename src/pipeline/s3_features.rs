@@ -3,6 +3,7 @@
 
 use super::Context;
 use super::context::{Inputs, request_input};
+use super::deadline::Part;
 use super::serving::Serving;
 use crate::features::ItemRows;
 
@@ -15,7 +16,7 @@ pub fn constants(serving: &Serving, inputs: &Inputs, out: &mut [f32]) {
 /// time to rank them, none.
 pub fn run(cx: &mut Context) {
     let needed = cx.serving.settings.pipeline.budgets_us.from_features();
-    cx.unranked |= !cx.deadline.allows(needed);
+    cx.unranked = cx.unranked || !cx.has_time(Part::Features, needed);
     if cx.unranked {
         return;
     }

@@ -5,13 +5,14 @@
 
 use super::Context;
 use super::context::{Ranked, Scratch};
+use super::deadline::Part;
 use crate::features::Candidate;
 use crate::monitor::Fallback;
 
 /// Fills the ranked list, parallel to the candidates; keeps every candidate and its order.
 pub fn run(cx: &mut Context) {
     let needed = cx.serving.settings.pipeline.budgets_us.from_ranking();
-    let ranked_ok = !cx.unranked && cx.deadline.allows(needed) && score(cx);
+    let ranked_ok = !cx.unranked && cx.has_time(Part::Ranking, needed) && score(cx);
     let Scratch { candidates, sources, raw, ranked, .. } = &mut *cx.scratch;
     ranked.clear();
     let brought = candidates.iter().zip(&*sources);

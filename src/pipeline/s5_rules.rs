@@ -5,16 +5,18 @@
 //! (retrieval has left it out already; a source without filters has not); fresh items rise,
 //! `score *= 1 + boost * 2^(-age / half_life)`; the best are taken, at most so many a category.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::Context;
 use super::answer::Reason;
 use super::context::{Drops, Ranked};
+use crate::monitor::Dropped;
 use crate::store::items::View;
+use crate::types::ItemIdx;
 
 /// Section `[rules]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// At most so many items of one category.
@@ -52,28 +54,60 @@ pub fn run(cx: &mut Context) {
     let rules = &serving.settings.rules;
     let blocked = items.label_bits(&rules.blocked_labels);
     let mut ranked = std::mem::take(&mut cx.scratch.ranked);
-    let mut drops = Drops::default();
-    ranked.retain(|r| keep(items.labels(r.item) & blocked == 0, &mut drops.blocked_label));
-    ranked.retain(|r| keep(!cx.inputs.shown.contains(&r.item), &mut drops.recently_shown));
+    let inputs = cx.inputs.clone();
+    let mut drops = Dropping::new(cx);
+    ranked.retain(|r| drops.keep(items.labels(r.item) & blocked == 0, r, Dropped::BlockedLabel));
+    ranked.retain(|r| drops.keep(!inputs.shown.contains(&r.item), r, Dropped::RecentlyShown));
     for r in &mut ranked {
-        r.score *= 1.0 + boost(rules, items.age_days(r.item, cx.inputs.time_ms));
+        r.score *= 1.0 + boost(rules, items.age_days(r.item, inputs.time_ms));
     }
     ranked.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.item.cmp(&b.item)));
     take(cx, &items, &mut ranked, &mut drops);
     cx.scratch.ranked = ranked;
-    cx.drops = drops;
+    (cx.drops, cx.scratch.dropped) = drops.end();
     if cx.scratch.ranked.len() < cx.inputs.num_items {
         explain(cx);
     }
 }
 
-/// Counts what is not kept.
-fn keep(pass: bool, dropped: &mut usize) -> bool {
-    *dropped += usize::from(!pass);
-    pass
+/// Counts what is dropped, and names it where the request is logged in full.
+struct Dropping {
+    drops: Drops,
+    named: bool,
+    names: Vec<(ItemIdx, Dropped)>,
 }
 
-fn boost(config: &Config, age_days: Option<f64>) -> f32 {
+impl Dropping {
+    fn new(cx: &mut Context) -> Self {
+        let names = std::mem::take(&mut cx.scratch.dropped);
+        Self { drops: Drops::default(), named: cx.inputs.asked.is_some(), names }
+    }
+
+    /// Passes `pass` on, and notes what it says no to.
+    fn keep(&mut self, pass: bool, candidate: &Ranked, why: Dropped) -> bool {
+        if pass {
+            return true;
+        }
+        let drops = &mut self.drops;
+        *match why {
+            Dropped::BlockedLabel => &mut drops.blocked_label,
+            Dropped::Duplicate => &mut drops.duplicate,
+            Dropped::RecentlyShown => &mut drops.recently_shown,
+            Dropped::CategoryCap => &mut drops.category_cap,
+        } += 1;
+        if self.named {
+            self.names.push((candidate.item, why));
+        }
+        false
+    }
+
+    fn end(self) -> (Drops, Vec<(ItemIdx, Dropped)>) {
+        (self.drops, self.names)
+    }
+}
+
+/// By what share a fresh item's score is raised.
+pub fn boost(config: &Config, age_days: Option<f64>) -> f32 {
     // An item from the future counts as new; one without a date as old.
     age_days.map_or(0.0, |age| {
         config.freshness_boost * (-age.max(0.0) / config.freshness_half_life_days).exp2() as f32
@@ -81,7 +115,7 @@ fn boost(config: &Config, age_days: Option<f64>) -> f32 {
 }
 
 /// Keeps the best `num_items` that are neither duplicates nor over their category's cap.
-fn take(cx: &mut Context, items: &View, ranked: &mut Vec<Ranked>, drops: &mut Drops) {
+fn take(cx: &mut Context, items: &View, ranked: &mut Vec<Ranked>, drops: &mut Dropping) {
     let rules = &cx.serving.settings.rules;
     let counts = &mut cx.scratch.categories;
     counts.clear();
@@ -91,7 +125,8 @@ fn take(cx: &mut Context, items: &View, ranked: &mut Vec<Ranked>, drops: &mut Dr
             break;
         }
         let candidate = ranked[at];
-        if !keep(!ranked[..taken].iter().any(|r| r.item == candidate.item), &mut drops.duplicate) {
+        let first = !ranked[..taken].iter().any(|r| r.item == candidate.item);
+        if !drops.keep(first, &candidate, Dropped::Duplicate) {
             continue;
         }
         if let Some(category) = items.category_code(candidate.item) {
@@ -99,7 +134,8 @@ fn take(cx: &mut Context, items: &View, ranked: &mut Vec<Ranked>, drops: &mut Dr
                 counts.push((category, 0));
                 counts.len() - 1
             });
-            if !keep(counts[at].1 < rules.max_per_category, &mut drops.category_cap) {
+            let fits = counts[at].1 < rules.max_per_category;
+            if !drops.keep(fits, &candidate, Dropped::CategoryCap) {
                 continue;
             }
             counts[at].1 += 1;

@@ -24,5 +24,6 @@ pub fn run(cx: &mut Context) -> Answer {
         degraded: cx.degraded.iter().map(|fallback| fallback.name()).collect(),
         reasons: std::mem::take(&mut cx.reasons),
         timings: Timings::default(),
+        served: None,
     }
 }

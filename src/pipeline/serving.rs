@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::s2_candidates::Lists;
 use super::{Config, RegionConfig, RulesConfig};
 use crate::bundle::{self, Bundle};
@@ -14,7 +16,8 @@ use crate::store::Fit;
 const USER_REGION: &str = "users.region";
 
 /// What the configuration says about requests; the same for every bundle.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
     pub pipeline: Config,
     pub rules: RulesConfig,
@@ -27,6 +30,10 @@ pub struct Serving {
     pub number: u64,
     pub bundle: Bundle,
     pub settings: Arc<Settings>,
+    /// The settings as the request log has them: JSON.
+    pub settings_text: Arc<str>,
+    /// What was applied of the items' change log when `lists` were made.
+    pub made_at: u64,
     /// The schema's context features, in order.
     pub context_names: Vec<String>,
     /// What of a user in the store fits this bundle.
@@ -83,7 +90,19 @@ impl Serving {
         }
         remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
         let fit = Arc::new(bundle.fit());
-        Ok(Self { number, bundle, settings, context_names, fit, user_region, lists, remarks })
+        let settings_text = serde_json::to_string(&*settings).expect("names and numbers").into();
+        Ok(Self {
+            number,
+            made_at: bundle.applied(),
+            bundle,
+            settings,
+            settings_text,
+            context_names,
+            fit,
+            user_region,
+            lists,
+            remarks,
+        })
     }
 
     /// Version of the bundle.

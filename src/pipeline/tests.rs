@@ -1,5 +1,8 @@
 //! The stages over a small bundle: sources, fallbacks, filters, and what they allocate.
 
+mod explain;
+mod replay;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +84,8 @@ impl World {
             shown: (0..ITEMS_SHOWN).map(|at| ItemIdx(at * 17 % sample::ITEMS)).collect(),
             candidates: CANDIDATES,
             record: None,
+            repeats: None,
+            asked: None,
         }
     }
 

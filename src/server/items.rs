@@ -73,7 +73,8 @@ pub async fn follow(shared: Arc<Shared>) {
     }
 }
 
-fn authorise(http: &HttpRequest, shared: &Shared) -> Result<(), Fault> {
+/// Whether the request shows the items' token.
+pub fn authorise(http: &HttpRequest, shared: &Shared) -> Result<(), Fault> {
     match &shared.items_token {
         None => Err(Fault::new(
             403,

@@ -12,6 +12,7 @@ use super::{Shared, console, items};
 use crate::events::{EventRecord, Refused, RequestRecord, Taken};
 use crate::executor::Rejected;
 use crate::monitor::{self, Phase, Route};
+use crate::pipeline::explain::Error as Unexplained;
 use crate::pipeline::{self, Answer, Credit, Engine, Outcome, Request};
 use crate::store::List;
 use crate::types::{DAY_MS, UserId};
@@ -22,6 +23,7 @@ const STARTING_RETRY_MS: u64 = 1000;
 /// Registers every path.
 pub fn all(app: &mut ServiceConfig, with_console: bool) {
     app.service(post("/v1/recommendations", web::post().to(recommendations)))
+        .service(post("/v1/explain", web::post().to(explain)))
         .service(post("/v1/events", web::post().to(events)))
         .service(post("/v1/items", web::post().to(items::upsert)))
         .service(item("/v1/items/{id}"))
@@ -84,7 +86,15 @@ async fn recommend(http: &HttpRequest, body: Payload, shared: &Shared) -> Result
     }
     let time_ms = engine.now_ms();
     let row = request_row(&ask, time_ms);
-    let request = Request {
+    let request = question(ask, time_ms);
+    let mut answer = engine.recommend(request).await.map_err(refused)?;
+    let served = answer.served.take();
+    shared.parts.requests.offer(vec![RequestRecord { served, ..answered(row, &answer) }]);
+    Ok(wire::answer(&answer, timings))
+}
+
+fn question(ask: Ask, time_ms: i64) -> Request {
+    Request {
         request_id: uuid::Uuid::now_v7().to_string(),
         user_id: ask.user_id,
         num_items: ask.num_items,
@@ -95,10 +105,33 @@ async fn recommend(http: &HttpRequest, body: Payload, shared: &Shared) -> Result
         history: ask.history,
         time_ms,
         arm: ask.arm,
+    }
+}
+
+/// Why an item is where it is: for whom the console is open, or who shows the items' token.
+async fn explain(http: HttpRequest, body: Payload, shared: Data<Shared>) -> HttpResponse {
+    let started = Instant::now();
+    let explained = async {
+        if !shared.config.console {
+            items::authorise(&http, &shared)?;
+        }
+        let (ask, item) = wire::explain(&read(&http, body, &shared).await?)?;
+        let engine = engine(&shared)?;
+        let explained = engine.explain(question(ask, engine.now_ms()), item).await;
+        let explained = explained.map_err(|error| match &error {
+            Unexplained::Busy => {
+                Fault::new(429, "overloaded", error.to_string()).retry_after(STARTING_RETRY_MS)
+            }
+            Unexplained::Unknown(_) => Fault::new(404, "unknown_item", error.to_string()),
+            Unexplained::Stopped(_) => Fault::new(500, "internal", error.to_string()),
+        })?;
+        Ok(wire::explanation(&explained))
     };
-    let answer = engine.recommend(request).await.map_err(refused)?;
-    shared.parts.requests.offer(vec![answered(row, &answer)]);
-    Ok(wire::answer(&answer, timings))
+    let response = match explained.await {
+        Ok(body) => json(StatusCode::OK, body),
+        Err(fault) => refuse(&fault),
+    };
+    observe(Route::Explain, started, response)
 }
 
 /// The half of the request log's row that the question gives.
@@ -262,7 +295,7 @@ async fn metrics(shared: Data<Shared>) -> HttpResponse {
 
 async fn not_found(http: HttpRequest) -> HttpResponse {
     let message = format!(
-        "no such path `{}`: POST /v1/recommendations, POST /v1/events, POST /v1/items, GET /healthz, /readyz, \
+        "no such path `{}`: POST /v1/recommendations, /v1/explain, /v1/events, /v1/items, GET /healthz, /readyz, \
          /metrics",
         http.path()
     );

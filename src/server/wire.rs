@@ -14,9 +14,11 @@ use crate::monitor::Component;
 use crate::pipeline::{Answer, AnswerItem, HistoryItem, Location, STAGES};
 use crate::types::{ItemId, UserId};
 
+mod explain;
 mod fields;
 mod items;
 
+pub use explain::{explain, explanation};
 use fields::Object;
 pub use items::{item_patch, items, items_taken};
 
@@ -112,7 +114,10 @@ pub struct Ask {
 
 /// Reads a body of `POST /v1/recommendations`.
 pub fn ask(body: &[u8]) -> Result<Ask, Fault> {
-    let mut object = Object::new(parse(body)?, "")?;
+    ask_of(Object::new(parse(body)?, "")?)
+}
+
+fn ask_of(mut object: Object) -> Result<Ask, Fault> {
     object.allow(&[
         "user_id",
         "num_items",

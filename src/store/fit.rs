@@ -68,6 +68,11 @@ impl Fit {
         }
     }
 
+    /// Names the layout of users' records: what their positions and codes mean.
+    pub fn layout(&self) -> u64 {
+        self.fingerprint
+    }
+
     /// The embedding of a stored value; `None` when it is not one of this tower's finite vectors.
     pub(super) fn embedding(&self, bytes: &[u8]) -> Option<Embedding> {
         let (sequence, numbers) = bytes.split_first_chunk::<8>()?;

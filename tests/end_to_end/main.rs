@@ -8,6 +8,7 @@ mod kuairand;
 mod leak;
 mod live_items;
 mod parity;
+mod replay;
 mod resume;
 mod rollout;
 mod suggest;

@@ -3,6 +3,7 @@
 //! Every request walks the list in an order of its own, which follows from its id alone: a
 //! replayed request makes the same choice, and over many requests each item has the same chance.
 
+use crate::pipeline::seed::hash;
 use crate::types::ItemIdx;
 
 /// All of `list`, in the order of a request.
@@ -13,13 +14,6 @@ pub fn items<'a>(list: &'a [ItemIdx], request_id: &str) -> impl Iterator<Item = 
     let wanted = ((hash >> 32) % len as u64) as usize;
     let step = (wanted..).find(|&step| divisor(step, len) == 1).unwrap_or(1);
     (0..list.len()).map(move |at| list[(start + at * step) % len])
-}
-
-/// FNV-1a, and a last mix so that all bits depend on all bytes.
-fn hash(text: &str) -> u64 {
-    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, fold);
-    (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (hash >> 32)
 }
 
 fn divisor(a: usize, b: usize) -> usize {

@@ -27,6 +27,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::Context;
 use super::answer::Reason;
 use super::context::{Inputs, Scratch};
+use super::deadline::Part;
 use super::serving::Serving;
 use crate::bundle::Bundle;
 use crate::features::Candidate;
@@ -68,7 +69,8 @@ pub fn run(cx: &mut Context) {
     cx.scratch.candidates.clear();
     cx.scratch.sources.clear();
     cx.scratch.blend.picks.clear();
-    let in_time = cx.deadline.allows(budgets.from_candidates());
+    let retrieval = Part::Source(Source::Ann);
+    let in_time = cx.has_time(retrieval, budgets.from_candidates());
     if in_time && request.guarded(Source::Ann, || request.search(&mut cx.scratch)) {
         if serving.lists.any() {
             propose(cx, &request);
@@ -76,6 +78,7 @@ pub fn run(cx: &mut Context) {
         request.join(&mut cx.scratch);
     } else {
         monitor::source_lost(Source::Ann, loss(in_time));
+        cx.lost.add(retrieval);
         request.fall_back(&mut cx.scratch);
         cx.unranked = true;
         cx.degrade(Fallback::PopularItems);
@@ -94,9 +97,10 @@ fn propose(cx: &mut Context, request: &Request) {
         if quota == 0 {
             continue;
         }
-        let in_time = cx.deadline.allows(needed);
+        let in_time = cx.has_time(Part::Source(source), needed);
         if !(in_time && request.guarded(source, || request.ask(source, quota, &mut cx.scratch))) {
             monitor::source_lost(source, loss(in_time));
+            cx.lost.add(Part::Source(source));
             cx.degrade(Fallback::FewerSources);
         }
     }
