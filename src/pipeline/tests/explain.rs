@@ -41,7 +41,7 @@ fn a_returned_item_is_explained_by_its_numbers() {
         assert_eq!(item.retrieval.score, Some(cx.scratch.candidates[row].similarity));
         assert_eq!(item.retrieval.rank, Some(row + 1));
         let Some(ExactRank::At(exact)) = item.retrieval.exact_rank else { panic!("{item:?}") };
-        assert!(exact <= row + 1, "nothing is better by exact comparison than all that was found");
+        assert!(exact > row, "what was found before it is before it by exact comparison too");
         let ranking = item.ranking.as_ref().unwrap();
         assert_eq!(ranking.raw, cx.scratch.raw[row]);
         let effects: f64 = ranking.features.iter().map(|f| f.contribution.unwrap()).sum();
