@@ -10,8 +10,8 @@ mod import;
 mod index;
 #[cfg(feature = "etl")]
 mod pipeline;
-mod rollout;
 mod replay;
+mod rollout;
 mod serve;
 
 use std::path::PathBuf;
