@@ -102,12 +102,15 @@ fn a_logged_request_is_the_same_bit_for_bit_on_its_bundle() {
     assert!(verified.holds() && verified.same == read.len(), "{:#?}", verified.lines());
 }
 
+/// Makes a logged request another one.
+type Spoil = fn(&mut RequestRecord, &mut events::Served);
+
 #[test]
 fn whatever_differs_is_found_and_named() {
     let world = World::new(all_sources());
     let row = logged(&world, "u1", world.inputs("u1", None), None);
     let served = row.served.clone().unwrap();
-    let spoil: [(&str, fn(&mut RequestRecord, &mut events::Served)); 7] = [
+    let spoil: [(&str, Spoil); 7] = [
         ("items", |row, _| row.item_ids.swap(0, 1)),
         ("scores", |row, _| row.scores[3] = f32::from_bits(row.scores[3].to_bits() + 1)),
         ("vector", |_, served| served.vector[0] += 1e-7),
