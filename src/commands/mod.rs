@@ -2,6 +2,7 @@
 
 mod bundle;
 mod config;
+mod evaluate;
 mod features;
 pub mod generate;
 mod health;
@@ -13,6 +14,8 @@ mod pipeline;
 mod replay;
 mod rollout;
 mod serve;
+#[cfg(feature = "etl")]
+mod skew;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +50,11 @@ enum Command {
     Pipeline(pipeline::Args),
     /// Ask logged requests again: of the bundle that answered them, or of another.
     Replay(replay::Args),
+    /// Compare rows as served with rows recomputed from the log.
+    #[cfg(feature = "etl")]
+    Skew(skew::Args),
+    /// What another bundle would have earned, from the log.
+    Evaluate(evaluate::Args),
     /// Write a synthetic world of any size.
     Generate(generate::Args),
     /// Build, inspect and measure indexes.
@@ -88,6 +96,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "etl")]
         Command::Pipeline(args) => pipeline::run(&args, &load()?),
         Command::Replay(args) => replay::run(&args, &load()?),
+        #[cfg(feature = "etl")]
+        Command::Skew(args) => skew::run(&args, &load()?),
+        Command::Evaluate(args) => evaluate::run(&args, &load()?),
         Command::Generate(args) => generate::run(args),
         Command::Index(args) => index::run(&args, &load()?),
         Command::Rollout(args) => rollout::run(&args, &load()?),

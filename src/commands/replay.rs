@@ -52,7 +52,7 @@ pub fn requests(
 ) -> anyhow::Result<Vec<RequestRecord>> {
     let day = match day {
         Some(day) => day.to_owned(),
-        None => newest_day(logs)?,
+        None => days(logs)?.pop().unwrap_or_default(),
     };
     let mut found: Vec<RequestRecord> = Vec::new();
     for path in events::request_files(logs, &day)? {
@@ -68,25 +68,31 @@ pub fn requests(
     Ok(found)
 }
 
-fn newest_day(logs: &Path) -> anyhow::Result<String> {
+/// The days of the request log, ascending.
+pub fn days(logs: &Path) -> anyhow::Result<Vec<String>> {
     let directory = logs.join("requests");
     let entries = std::fs::read_dir(&directory)
         .with_context(|| format!("{}: no request log; give --logs", directory.display()))?;
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let days = names.filter_map(|name| name.strip_prefix("dt=").map(str::to_owned));
-    days.max().with_context(|| format!("{}: no day in the request log", directory.display()))
+    let mut days: Vec<String> = days.collect();
+    days.sort_unstable();
+    if days.is_empty() {
+        bail!("{}: no day in the request log", directory.display());
+    }
+    Ok(days)
 }
 
 /// What a version is: bundle, settings, and where in the change log it began.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Version {
-    bundle: String,
-    settings: Arc<str>,
-    made_at: u64,
+pub struct Version {
+    pub bundle: String,
+    pub settings: Arc<str>,
+    pub made_at: u64,
 }
 
 /// Requests by version, and within one in the order of what was applied.
-fn group(requests: Vec<RequestRecord>) -> BTreeMap<Version, Vec<RequestRecord>> {
+pub fn group(requests: Vec<RequestRecord>) -> BTreeMap<Version, Vec<RequestRecord>> {
     let mut groups: BTreeMap<Version, Vec<RequestRecord>> = BTreeMap::new();
     for request in requests {
         let Some(served) = &request.served else { continue };
@@ -158,7 +164,7 @@ fn compare(
 }
 
 /// Opens what answered.
-struct Versions<'a> {
+pub struct Versions<'a> {
     config: &'a Config,
     registry: Registry,
     log: ChangeLog,
@@ -166,14 +172,16 @@ struct Versions<'a> {
 }
 
 impl<'a> Versions<'a> {
-    fn new(config: &'a Config) -> anyhow::Result<Self> {
+    /// From the registry and the items' change log of this configuration.
+    pub fn new(config: &'a Config) -> anyhow::Result<Self> {
         let registry = Registry::open(&config.registry.url)?;
         let log = ChangeLog::new(registry.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { config, registry, log, runtime })
     }
 
-    fn open(&self, version: &Version) -> anyhow::Result<Arc<Serving>> {
+    /// Opens a version as it was when it began.
+    pub fn open(&self, version: &Version) -> anyhow::Result<Arc<Serving>> {
         let given = Path::new(&version.bundle);
         let dir = match given.join(crate::bundle::MANIFEST_FILE).is_file() {
             true => given.to_owned(),
@@ -191,7 +199,7 @@ impl<'a> Versions<'a> {
     }
 
     /// Applies the items' change log as far as it was.
-    fn advance(&self, bundle: &Bundle, to: u64) -> anyhow::Result<()> {
+    pub fn advance(&self, bundle: &Bundle, to: u64) -> anyhow::Result<()> {
         Ok(self.runtime.block_on(advance(&self.log, bundle, to))?)
     }
 }

@@ -15,7 +15,7 @@
 //! A file appears whole: it is written under another name, synced and renamed. Rows that cannot be
 //! written are kept and tried again; the bound on rows counts every row that is accepted and not
 //! yet in a file (a large one as several), so a disk that is full ends in refusals and never in memory.
-//! What is lost is counted with its reason. Requests that were logged in full are read back by `served`.
+//! What is lost is counted with its reason. `read` reads both back.
 //!
 //! Must not know HTTP or the pipeline.
 
@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 use crate::monitor::{self, Health, Log as LogName, Lost};
 
 mod journal;
+mod read;
 mod rows;
 mod seen;
 mod served;
@@ -41,8 +42,9 @@ mod writer;
 use journal::{Journal, Left};
 use writer::Writer;
 
+pub use read::{event_files, read_events, read_requests, request_files};
 pub use rows::{EventRecord, RequestRecord};
-pub use served::{Served, read_requests, request_files};
+pub use served::Served;
 
 /// The name that stands for the host's.
 const AUTO: &str = "auto";

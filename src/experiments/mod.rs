@@ -11,6 +11,7 @@
 //!                                                                      |
 //!                 rollout: hold, advance or roll back, with the reason in words
 //! ```
+//! Beside this stands `off_policy`: what a ranking would have earned that nobody has seen.
 //! Invariant: a decision is a function of the state, the counts, the time that is handed in and the
 //! settings; the same four give the same decision and the same words, on every replica and in a
 //! rehearsal. Users are the unit that is drawn, so users (in groups) are the unit of every variance.
@@ -19,6 +20,7 @@
 
 mod assignment;
 mod counts;
+pub mod off_policy;
 mod ratio;
 pub mod rehearsal;
 mod rollout;

@@ -26,6 +26,7 @@ pub const LOG_QUEUE: &str = "shortlist_log_queue_rows";
 pub const REFUSED: &str = "shortlist_executor_refused_total";
 pub const QUALITY: &str = "shortlist_quality_factor";
 pub const INDEX_RECALL: &str = "shortlist_index_recall";
+pub const FEATURE_SKEW: &str = "shortlist_feature_skew";
 pub const INDEX_RECALL_CHECKED: &str = "shortlist_index_recall_checked_total";
 pub const ITEMS_CHANGED: &str = "shortlist_items_changed";
 pub const ITEMS_SEQUENCE: &str = "shortlist_items_sequence";
@@ -60,6 +61,7 @@ pub struct Handles {
     refused: Vec<Counter>,
     pub quality: Gauge,
     pub index_recall: Gauge,
+    pub feature_skew: Gauge,
     pub index_recall_checked: Counter,
     pub items_changed: Gauge,
     pub items_sequence: Gauge,
@@ -111,6 +113,7 @@ impl Handles {
             refused: each(Refusal::ALL, |r| counter!(REFUSED, "reason" => r.name())),
             quality: gauge!(QUALITY),
             index_recall: unknown(gauge!(INDEX_RECALL)),
+            feature_skew: unknown(gauge!(FEATURE_SKEW)),
             index_recall_checked: counter!(INDEX_RECALL_CHECKED),
             items_changed: gauge!(ITEMS_CHANGED),
             items_sequence: gauge!(ITEMS_SEQUENCE),
@@ -223,6 +226,10 @@ fn describe() {
     describe_gauge!(
         INDEX_RECALL,
         "Share of the true candidates found, mean of the last searches checked; NaN before any."
+    );
+    describe_gauge!(
+        FEATURE_SKEW,
+        "Share of the served feature values that the code of training fills otherwise, mean of the last answers checked; NaN before any."
     );
     describe_counter!(INDEX_RECALL_CHECKED, "Searches checked against exact search.");
     describe_gauge!(ITEMS_CHANGED, "Items that differ from what the bundle was built with.");

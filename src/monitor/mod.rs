@@ -155,6 +155,13 @@ pub fn index_recall(mean: f64) {
     }
 }
 
+/// The share of served feature values that training's code fills otherwise, over the last answers checked.
+pub fn feature_skew(share: f64) {
+    if let Some(handles) = HANDLES.get() {
+        handles.feature_skew.set(share);
+    }
+}
+
 /// How far the change log of items is applied, the items that differ from the build, and the live
 /// rows of the index.
 pub fn items_changed(sequence: u64, changed: usize, live_rows: usize) {

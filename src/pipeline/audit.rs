@@ -1,8 +1,9 @@
-//! Recall in production: some requests are searched again, exactly, off the hot path.
+//! Recall and rows in production: some requests are checked again off the hot path.
 //!
-//! Every so often a request is drawn: it leaves its query and what was found in a short queue; one thread compares
-//! that with all passing items and publishes the mean over the last [`WINDOW`] of them. What does not
-//! fit in the queue is not checked: an audit never delays an answer.
+//! Every so often a request is drawn: it leaves its query, what was found and the rows of its answer in a
+//! short queue; one thread compares the candidates with all passing items, and the rows with those that the code
+//! of training fills, and publishes the means over the last [`WINDOW`] requests. What does not fit in the
+//! queue is not checked: an audit never delays an answer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,8 +12,10 @@ use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::context::Context;
+use super::context::{Context, Inputs, request_input};
+use super::record;
 use super::serving::Serving;
+use crate::features::Candidate;
 use crate::index::{self, Filter, Hit};
 use crate::types::ItemIdx;
 use crate::{ffi, monitor};
@@ -37,6 +40,10 @@ struct Sample {
     region: Option<usize>,
     shown: Vec<ItemIdx>,
     found: Vec<Hit>,
+    inputs: Arc<Inputs>,
+    /// Of the answer, those that are as they were built; their features as the ranker saw them.
+    ranked: Vec<Candidate>,
+    features: Vec<f32>,
 }
 
 impl Audit {
@@ -49,7 +56,7 @@ impl Audit {
         if interval_ms > 0 {
             let (sender, samples) = bounded(QUEUE_MAX);
             let body = move || check(&samples);
-            std::thread::Builder::new().name("recall-audit".to_owned()).spawn(body)?;
+            std::thread::Builder::new().name("audit".to_owned()).spawn(body)?;
             queue = Some(sender);
         }
         Ok(Self { queue, started: Instant::now(), interval_ms, next_ms: AtomicU64::new(0) })
@@ -67,7 +74,14 @@ impl Audit {
         {
             return;
         }
+        let rows: Vec<usize> =
+            cx.scratch.ranked.iter().filter_map(|r| record::row_of(cx, r.item)).collect();
+        let built = |row: &&usize| !cx.scratch.late.contains(&(**row as u32));
+        let rows: Vec<Option<usize>> = rows.iter().filter(built).map(|&row| Some(row)).collect();
         let sample = Sample {
+            inputs: cx.inputs.clone(),
+            ranked: rows.iter().flatten().map(|&row| cx.scratch.candidates[row]).collect(),
+            features: record::features(cx, &rows),
             serving: cx.serving.clone(),
             vector: cx.scratch.vector.clone(),
             region: cx.inputs.region,
@@ -82,8 +96,11 @@ impl Audit {
 fn check(samples: &Receiver<Sample>) {
     ffi::thread::yield_to_others();
     let (mut scratch, mut exact) = (index::Scratch::default(), Vec::new());
-    let mut window = VecDeque::with_capacity(WINDOW);
+    let (mut recalls, mut skews) = (Window::default(), Window::default());
     for sample in samples {
+        if let Some(share) = skew(&sample) {
+            monitor::feature_skew(skews.add(share));
+        }
         let bundle = &sample.serving.bundle;
         let filter =
             Filter { allowed: Some(bundle.allowed(sample.region)), excluded: &sample.shown };
@@ -92,11 +109,47 @@ fn check(samples: &Receiver<Sample>) {
         if exact.is_empty() {
             continue;
         }
-        if window.len() == WINDOW {
-            window.pop_front();
-        }
         let scores = sample.found.iter().map(|hit| hit.score);
-        window.push_back(index::audit::recall(scores, &exact));
-        monitor::index_recall(window.iter().sum::<f64>() / window.len() as f64);
+        monitor::index_recall(recalls.add(index::audit::recall(scores, &exact)));
+    }
+}
+
+/// The share of the values of a sample that the code of training fills otherwise; `None` where the
+/// request was not ranked.
+fn skew(sample: &Sample) -> Option<f64> {
+    let Sample { serving, inputs, ranked, features, .. } = sample;
+    let (bundle, width) = (&serving.bundle, serving.bundle.schema.len());
+    if features.is_empty() || features.len() != ranked.len() * width {
+        return None;
+    }
+    let (plan, request) = (&bundle.plan, request_input(serving, inputs));
+    let mut constants = vec![0.0; plan.constant_count()];
+    let mut columns = vec![0.0; plan.column_count() * ranked.len()];
+    plan.constants(&request, &mut constants);
+    let mut scratch = plan.scratch(ranked.len());
+    plan.columns(&request, bundle.items.columns(), ranked, &mut scratch, &mut columns);
+    let expected = |row: usize| {
+        let of_row = (0..plan.column_count()).map(move |at| at * ranked.len() + row);
+        constants.iter().copied().chain(of_row.map(|at| columns[at]))
+    };
+    let differ = |(row, served): (usize, &[f32])| {
+        served.iter().zip(expected(row)).filter(|(a, b)| a.to_bits() != b.to_bits()).count()
+    };
+    let differing: usize = features.chunks_exact(width).enumerate().map(differ).sum();
+    Some(differing as f64 / features.len() as f64)
+}
+
+/// The last values, for their mean.
+#[derive(Default)]
+struct Window(VecDeque<f64>);
+
+impl Window {
+    /// The mean, with one more.
+    fn add(&mut self, value: f64) -> f64 {
+        if self.0.len() == WINDOW {
+            self.0.pop_front();
+        }
+        self.0.push_back(value);
+        self.0.iter().sum::<f64>() / self.0.len() as f64
     }
 }

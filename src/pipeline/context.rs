@@ -127,6 +127,9 @@ pub struct Scratch {
     pub ranked: Vec<Ranked>,
     /// What s5 dropped, and why; of requests that are logged in full.
     pub dropped: Vec<(ItemIdx, Dropped)>,
+    /// Written by s5, where it explores and the request is logged in full: the probability of each item
+    /// of the answer at its place.
+    pub propensities: Vec<f64>,
     /// Categories taken so far in s5, with their counts.
     pub categories: Vec<(u32, usize)>,
     ahead: Option<Box<Ahead>>,
@@ -162,6 +165,7 @@ impl Scratch {
             raw: Vec::with_capacity(candidates),
             ranked: Vec::with_capacity(candidates),
             dropped: Vec::with_capacity(candidates),
+            propensities: Vec::with_capacity(candidates),
             categories: Vec::with_capacity(candidates),
             ahead: Some(Box::new(Ahead {
                 constants: vec![0.0; bundle.plan.constant_count()],

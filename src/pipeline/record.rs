@@ -57,7 +57,7 @@ pub fn served(cx: &Context) -> Option<Box<Served>> {
             .map(|row| place(row).map_or(f32::NAN, |c| c.similarity))
             .collect(),
         raw_scores: rows.iter().map(|&row| raw_score(cx, row)).collect(),
-        propensities: Vec::new(),
+        propensities: cx.scratch.propensities.clone(),
         dropped: cx.scratch.dropped.iter().map(|(i, why)| (id(i), why.name().to_owned())).collect(),
     }))
 }

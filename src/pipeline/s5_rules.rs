@@ -3,9 +3,14 @@
 //!
 //! In this order: blocked labels never pass; an item appears once; what was shown lately is gone
 //! (retrieval has left it out already; a source without filters has not); fresh items rise,
-//! `score *= 1 + boost * 2^(-age / half_life)`; the best are taken, at most so many a category.
+//! `score *= 1 + boost * 2^(-age / half_life)`; the best are taken, at most so many a category; of a
+//! share of the answers one place is then drawn (`exploration`).
+
+mod exploration;
 
 use serde::{Deserialize, Serialize};
+
+use exploration::Draw;
 
 use super::ConfigError;
 use super::Context;
@@ -27,6 +32,7 @@ pub struct Config {
     pub freshness_boost: f32,
     /// The boost halves every so many days of age.
     pub freshness_half_life_days: f64,
+    pub exploration: exploration::Config,
 }
 
 impl Config {
@@ -43,7 +49,7 @@ impl Config {
         if !(value > 0.0 && value.is_finite()) {
             return Err(ConfigError::Range { key, value, rule: "a positive number of days" });
         }
-        Ok(())
+        self.exploration.check()
     }
 }
 
@@ -62,7 +68,8 @@ pub fn run(cx: &mut Context) {
         r.score *= 1.0 + boost(rules, items.age_days(r.item, inputs.time_ms));
     }
     ranked.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.item.cmp(&b.item)));
-    take(cx, &items, &mut ranked, &mut drops);
+    let places = take(cx, &items, &mut ranked, &mut drops);
+    explore(cx, &mut ranked, places);
     cx.scratch.ranked = ranked;
     (cx.drops, cx.scratch.dropped) = drops.end();
     if cx.scratch.ranked.len() < cx.inputs.num_items {
@@ -114,19 +121,21 @@ pub fn boost(config: &Config, age_days: Option<f64>) -> f32 {
     })
 }
 
-/// Keeps the best `num_items` that are neither duplicates nor over their category's cap.
-fn take(cx: &mut Context, items: &View, ranked: &mut Vec<Ranked>, drops: &mut Dropping) {
+/// Keeps the best `num_items` that are neither duplicates nor over their category's cap, and after
+/// them as many as exploration draws from; says how many are the answer's.
+fn take(cx: &mut Context, items: &View, ranked: &mut Vec<Ranked>, drops: &mut Dropping) -> usize {
     let rules = &cx.serving.settings.rules;
+    let pool = if explores(cx) { rules.exploration.pool } else { 0 };
     let counts = &mut cx.scratch.categories;
     counts.clear();
-    let mut taken = 0;
+    let (mut taken, mut places) = (0, 0);
     for at in 0..ranked.len() {
-        if taken == cx.inputs.num_items {
+        if taken == cx.inputs.num_items + pool {
             break;
         }
-        let candidate = ranked[at];
+        let (candidate, answers) = (ranked[at], places < cx.inputs.num_items);
         let first = !ranked[..taken].iter().any(|r| r.item == candidate.item);
-        if !drops.keep(first, &candidate, Dropped::Duplicate) {
+        if !(first || answers && drops.keep(false, &candidate, Dropped::Duplicate)) {
             continue;
         }
         if let Some(category) = items.category_code(candidate.item) {
@@ -135,15 +144,36 @@ fn take(cx: &mut Context, items: &View, ranked: &mut Vec<Ranked>, drops: &mut Dr
                 counts.len() - 1
             });
             let fits = counts[at].1 < rules.max_per_category;
-            if !drops.keep(fits, &candidate, Dropped::CategoryCap) {
+            if !(fits || answers && drops.keep(false, &candidate, Dropped::CategoryCap)) {
                 continue;
             }
-            counts[at].1 += 1;
+            counts[at].1 += usize::from(answers);
         }
         ranked[taken] = candidate;
         taken += 1;
+        places += usize::from(answers);
     }
     ranked.truncate(taken);
+    places
+}
+
+/// Whether this request may be changed, or its chances are to be logged.
+fn explores(cx: &Context) -> bool {
+    let share = cx.serving.settings.rules.exploration.share;
+    share > 0.0
+        && (cx.inputs.asked.is_some() || exploration::is_drawn(&cx.inputs.request_id, share))
+}
+
+/// Draws a place, perhaps, and cuts the list to the answer.
+fn explore(cx: &mut Context, ranked: &mut Vec<Ranked>, places: usize) {
+    cx.scratch.propensities.clear();
+    if explores(cx) {
+        let share = cx.serving.settings.rules.exploration.share;
+        let draw = Draw::new(&cx.inputs.request_id, share, places, ranked.len() - places);
+        draw.apply(ranked);
+        draw.propensities(&mut cx.scratch.propensities);
+    }
+    ranked.truncate(places);
 }
 
 fn explain(cx: &mut Context) {

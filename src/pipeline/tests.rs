@@ -337,7 +337,9 @@ fn what_a_bundle_lacks_is_remarked_and_turns_the_source_off() {
 
 #[test]
 fn the_stages_before_the_response_allocate_nothing_once_warm() {
-    for settings in [settings(), all_sources()] {
+    let mut exploring = all_sources();
+    exploring.rules.exploration.share = 1.0;
+    for settings in [settings(), all_sources(), exploring] {
         let world = World::new(settings);
         let regions = [None, world.region("north"), world.region("south")];
         let asked = ["u0", "u1", "u2", "u3", "nobody"];
@@ -366,4 +368,45 @@ fn the_stages_before_the_response_allocate_nothing_once_warm() {
         }
         assert_eq!(allocated, 0);
     }
+}
+
+#[test]
+fn exploration_changes_a_place_or_swaps_two_and_keeps_the_rules() {
+    let mut exploring = settings();
+    exploring.rules.exploration.share = 1.0;
+    exploring.rules.blocked_labels = vec![sample::LABEL.into()];
+    let explored = World::new(exploring.clone());
+    exploring.rules.exploration.share = 0.0;
+    let settled = World::new(exploring);
+    let (mut swapped, mut replaced) = (0, 0);
+    for at in 0..60 {
+        let [now, before] = [&explored, &settled].map(|world| {
+            let mut inputs = world.inputs(["u0", "u1", "u2"][at % 3], None);
+            inputs.request_id = format!("request {at}");
+            inputs.num_items = 10;
+            run(&mut world.context(inputs))
+        });
+        let ids = |answer: &Answer| -> Vec<String> {
+            answer.items.iter().map(|item| item.item_id.clone()).collect()
+        };
+        let (now_ids, before_ids) = (ids(&now), ids(&before));
+        let changed = now_ids.iter().zip(&before_ids).filter(|(a, b)| a != b).count();
+        let unique: HashSet<&String> = now_ids.iter().collect();
+        assert_eq!((now_ids.len(), unique.len()), (10, 10));
+        match changed {
+            1 => replaced += 1,
+            2 => swapped += 1,
+            _ => panic!("{changed} places changed: {before_ids:?}, {now_ids:?}"),
+        }
+        let items = explored.serving.bundle.items.view();
+        let blocked = items.label_bits(&[sample::LABEL.into()]);
+        for item in &now.items {
+            let row = explored.serving.bundle.items.find(&item.item_id).unwrap();
+            assert_eq!(items.labels(row) & blocked, 0, "{} is blocked", item.item_id);
+            let same = now.items.iter().filter(|other| other.category == item.category).count();
+            let most = explored.serving.settings.rules.max_per_category;
+            assert!(item.category.is_none() || same <= most, "{same} of {:?}", item.category);
+        }
+    }
+    assert!(swapped > 5 && replaced > 15, "{swapped} swapped, {replaced} replaced");
 }

@@ -266,7 +266,7 @@ fn probes_and_metrics_tell_what_happens() {
 }
 
 #[test]
-fn recall_is_measured_on_the_requests_that_come() {
+fn recall_and_skew_are_measured_on_the_requests_that_come() {
     let server = Server::start(world(), &[("pipeline.recall_audit_interval_ms", "1")]);
     assert!(server.metric("shortlist_index_recall").is_nan(), "a recall before any request");
     for user in world().users.iter().take(5) {
@@ -277,6 +277,7 @@ fn recall_is_measured_on_the_requests_that_come() {
     });
     let recall = server.metric("shortlist_index_recall");
     assert!((0.8..=1.0).contains(&recall), "recall {recall}");
+    assert_eq!(server.metric("shortlist_feature_skew"), 0.0, "rows as training fills them");
 }
 
 #[test]

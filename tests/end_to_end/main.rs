@@ -11,6 +11,7 @@ mod parity;
 mod replay;
 mod resume;
 mod rollout;
+mod skew;
 mod suggest;
 mod support;
 mod swap;

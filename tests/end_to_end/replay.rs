@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 
 use crate::support::{ITEMS_TOKEN, Server, World, event, ids, world};
 
+/// Places of an answer in the test of exploration.
+const PLACES: usize = 10;
+
 /// A server that logs every request in full, and what binds it to a directory of its own.
 struct Logged {
     dir: tempfile::TempDir,
@@ -108,4 +111,47 @@ fn an_answer_is_explained_over_http_and_closed_where_the_console_is() {
     let server = Server::start(world, &closed);
     let (status, body) = server.post("/v1/explain", &json!({"request": request}));
     assert_eq!((status, &body["error"]["code"]), (401, &json!("unauthorised")), "{body}");
+}
+
+#[test]
+fn a_log_that_explored_says_what_the_bundle_earns_without() {
+    let (world, logged) = (world(), Logged::new());
+    let (code, text) = world.fails(&[], &["evaluate", "--off-policy", "--logs", &logged.logs()]);
+    assert_ne!(code, 0);
+    assert!(text.contains("no request log"), "{text}");
+
+    let mut settings = logged.settings();
+    settings.extend([("rules.exploration.share", "1.0"), ("rules.exploration.pool", "5")]);
+    let mut server = Server::start(world, &settings);
+    let requests = 150;
+    for at in 0..requests {
+        let user = &world.users[at % world.users.len()];
+        let answer = server.recommend(json!({"user_id": user, "num_items": PLACES}));
+        let items = ids(&answer);
+        assert_eq!(items.len(), PLACES);
+        // Everybody clicks on what stands first, twice.
+        for n in 0..2 {
+            let mut click = event(user, &items[0], "click");
+            click["event_id"] = json!(format!("click {at} {n}"));
+            click["request_id"] = answer["request_id"].clone();
+            assert_eq!(server.post("/v1/events", &click).0, 202);
+        }
+    }
+    server.signal("TERM");
+    assert!(server.ended());
+
+    let arguments = ["evaluate", "--off-policy", "--logs", &logged.logs(), "--json"];
+    let (code, text) = world.fails(&[], &arguments);
+    assert_eq!(code, 0, "{text}");
+    let report: Value = serde_json::from_str(&text[text.find('{').unwrap()..]).unwrap();
+    let number = |name: &str, part: &str| report[name][part].as_f64().unwrap();
+    let holds =
+        |name: &str, value: f64| (number(name, "low")..=number(name, "high")).contains(&value);
+    assert_eq!((&report["answers"], &report["places"]), (&json!(150), &json!(1500)), "{report}");
+    assert!((number("logged", "value") - 0.1).abs() < 1e-12, "one click of ten places: {report}");
+    // Of 14 choices 9 swap two places and 5 replace one.
+    let matching = report["matching"].as_f64().unwrap() / 150.0;
+    let expected = PLACES as f64 - (9.0 * 2.0 + 5.0) / 14.0;
+    assert!((matching - expected).abs() < 0.2, "{matching} places match, not {expected}");
+    assert!(holds("support", 1.0) && holds("ips", 0.1) && holds("doubly_robust", 0.1), "{report}");
 }

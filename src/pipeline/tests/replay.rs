@@ -81,8 +81,12 @@ fn requests(world: &World) -> Vec<RequestRecord> {
 fn a_logged_request_is_the_same_bit_for_bit_on_its_bundle() {
     let mut settings = all_sources();
     settings.rules.blocked_labels = vec![sample::LABEL.into()];
+    settings.rules.exploration.share = 0.5;
     let world = World::new(settings);
     let rows = requests(&world);
+    assert!(rows.iter().all(|row| {
+        row.served.as_ref().is_some_and(|served| served.propensities.len() == row.item_ids.len())
+    }));
     let read = through_parquet(rows.clone());
     assert_eq!(format!("{read:?}"), format!("{rows:?}"), "what was read is what was written");
     let lost: HashSet<&str> = rows
