@@ -12,6 +12,8 @@ mod index;
 #[cfg(feature = "etl")]
 mod pipeline;
 mod replay;
+#[cfg(feature = "etl")]
+mod report;
 mod rollout;
 mod serve;
 #[cfg(feature = "etl")]
@@ -50,6 +52,9 @@ enum Command {
     Pipeline(pipeline::Args),
     /// Ask logged requests again: of the bundle that answered them, or of another.
     Replay(replay::Args),
+    /// What the answers of the last days led to: CTR, conversion and revenue with intervals.
+    #[cfg(feature = "etl")]
+    Report(report::Args),
     /// Compare rows as served with rows recomputed from the log.
     #[cfg(feature = "etl")]
     Skew(skew::Args),
@@ -96,6 +101,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "etl")]
         Command::Pipeline(args) => pipeline::run(&args, &load()?),
         Command::Replay(args) => replay::run(&args, &load()?),
+        #[cfg(feature = "etl")]
+        Command::Report(args) => report::run(&args, &load()?),
         #[cfg(feature = "etl")]
         Command::Skew(args) => skew::run(&args, &load()?),
         Command::Evaluate(args) => evaluate::run(&args, &load()?),

@@ -181,7 +181,7 @@ impl Job {
 }
 
 /// The files of `sql/` by name, which are part of the program.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 16] = [
     ("repeated", include_str!("../../sql/repeated.sql")),
     ("validate", include_str!("../../sql/validate.sql")),
     ("event_days", include_str!("../../sql/event_days.sql")),
@@ -197,6 +197,7 @@ const FILES: [(&str, &str); 15] = [
     ("item_stats", include_str!("../../sql/item_stats.sql")),
     ("user_stats", include_str!("../../sql/user_stats.sql")),
     ("region_item", include_str!("../../sql/region_item.sql")),
+    ("report", include_str!("../../sql/report.sql")),
 ];
 
 /// The text of a file of `sql/`.

@@ -36,6 +36,7 @@ pub mod progress;
 pub mod publish;
 mod raw;
 pub mod recall;
+pub mod report;
 pub mod skew;
 pub mod split;
 pub mod sql;

@@ -9,6 +9,7 @@ mod leak;
 mod live_items;
 mod parity;
 mod replay;
+mod report;
 mod resume;
 mod rollout;
 mod skew;
