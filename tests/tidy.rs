@@ -24,6 +24,7 @@ const RANKS: &[(&str, u32)] = &[
     ("towers", 10),
     ("features", 10),
     ("experiments", 10),
+    ("drift", 10),
     ("monitor", 20),
     ("store", 21),
     ("bundle", 22),

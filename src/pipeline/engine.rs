@@ -122,6 +122,8 @@ pub enum PublishError {
     Bundle(#[from] bundle::Error),
     #[error(transparent)]
     Items(#[from] item_changes::Error),
+    #[error(transparent)]
+    Users(#[from] store::Error),
 }
 
 impl Engine {
@@ -325,6 +327,7 @@ impl Engine {
         self.item_changes.replay(&bundle).await?;
         let number = self.prepared.fetch_add(1, Relaxed) + 1;
         let next = Arc::new(Serving::new(number, bundle, self.settings.clone())?);
+        self.users.check(&next.fit)?;
         let replayed = self.recent.replay(&next, &self.users);
         tracing::info!(bundle = next.version(), replayed, "prepared");
         Ok(next)
