@@ -13,7 +13,7 @@ fn clicks_and_sales_are_reported_by_device_once_each_with_intervals() {
     for (at, user) in world.users.iter().take(users).enumerate() {
         let device = ["mobile", "desktop"][at % 2];
         let answer = server.recommend(json!({"user_id": user, "num_items": 10, "device": device}));
-        let mut tell = |item: &str, kind: &str, value: Option<f64>| {
+        let tell = |item: &str, kind: &str, value: Option<f64>| {
             let mut event = event(user, item, kind);
             event["request_id"] = answer["request_id"].clone();
             // What the event says of itself goes behind what the answer says.
