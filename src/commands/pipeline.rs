@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use crate::config::Config;
+use crate::offline::approve::Override;
 use crate::offline::engine::Kind;
 use crate::offline::{Day, Shared};
 
@@ -54,13 +55,24 @@ struct RunArgs {
     /// Publish although the gate refuses; the reason is recorded.
     #[arg(long, value_name = "REASON")]
     r#override: Option<String>,
+    /// Who overrides; recorded with the reason.
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
+    by: String,
+}
+
+impl RunArgs {
+    fn word(&self) -> Option<Override> {
+        let why = self.r#override.clone()?;
+        let time_ms = chrono::Utc::now().timestamp_millis();
+        Some(Override { who: self.by.clone(), why, time_ms })
+    }
 }
 
 /// Runs the steps.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let (step, reason) = match &args.step {
-        Step::Run(run) | Step::Publish(run) => ("publish", run.r#override.clone()),
-        Step::Approve(run) => ("approve", run.r#override.clone()),
+    let (step, word) = match &args.step {
+        Step::Run(run) | Step::Publish(run) => ("publish", run.word()),
+        Step::Approve(run) => ("approve", run.word()),
         Step::Refresh { .. } => ("", None),
         Step::Collect => ("collect", None),
         Step::Split => ("split", None),
@@ -80,7 +92,7 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     };
     let mut offline = config.offline.clone();
     offline.engine = args.engine.unwrap_or(offline.engine);
-    let day = Day::new(&offline, shared, reason)?;
+    let day = Day::new(&offline, shared, word)?;
     match &args.step {
         Step::Refresh { bundle: Some(dir) } => day.refresh(dir),
         Step::Refresh { bundle: None } => day.refresh(&super::bundle::serving(config)?),

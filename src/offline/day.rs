@@ -1,5 +1,6 @@
 //! The steps in order, each with what it depends on.
 
+mod judge;
 mod refresh;
 
 use std::ops::Range;
@@ -9,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::as_of::Layout;
-use super::evaluate::{Report, Subject};
+use super::approve::{Asked, Decision, Override};
+use super::evaluate::Report;
 use super::examples::{Models, Source};
 use super::load::Loaded;
 use super::split::Split;
@@ -20,7 +22,6 @@ use super::{
 };
 use crate::bundle::{self, Bundle, Registry, TowerUser, files};
 use crate::features::{HISTORY_MAX, Schema};
-use crate::forest::Forest;
 use crate::index::{self, Index};
 use crate::pipeline::RolloutConfig;
 use crate::towers::{self, Towers};
@@ -85,6 +86,7 @@ impl Config {
     /// Refuses what a run would only stumble over hours later.
     pub fn check(&self) -> Result<()> {
         self.aggregates.check()?;
+        self.gate.check()?;
         let towers = &self.towers;
         ensure!(
             towers.snapshot_every_days > 0,
@@ -152,7 +154,7 @@ pub struct Day<'a> {
     schema_text: String,
     schema: Schema,
     pool: rayon::ThreadPool,
-    override_reason: Option<String>,
+    overridden: Option<Override>,
 }
 
 /// The moments whose item vectors a run makes: before the ranker's rows, before the test days,
@@ -185,11 +187,11 @@ impl Moment {
 }
 
 impl<'a> Day<'a> {
-    /// Checks the configuration and the schema. `override_reason` lets a refused bundle out.
+    /// Checks the configuration and the schema. `overridden` lets a refused bundle out.
     pub fn new(
         config: &'a Config,
         shared: Shared<'a>,
-        override_reason: Option<String>,
+        overridden: Option<Override>,
     ) -> Result<Self> {
         config.check()?;
         ensure!(
@@ -203,7 +205,7 @@ impl<'a> Day<'a> {
         let schema = Schema::parse(&schema_text).with_context(|| path.display().to_string())?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build()?;
         let work = Workspace::open(&config.work_dir)?;
-        Ok(Self { config, shared, work, schema_text, schema, pool, override_reason })
+        Ok(Self { config, shared, work, schema_text, schema, pool, overridden })
     }
 
     /// Runs the steps up to and including `last`; what is done is kept.
@@ -261,32 +263,33 @@ impl<'a> Day<'a> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let current = runtime.block_on(registry.current())?.map(|(_, rollout)| rollout.bundle);
         let current = current.and_then(|version| run.baseline(&registry, version));
-        let previous = current.as_deref().and_then(|version| run.previous(&registry, version));
         let fp = fp.and(format!("{:?}{:?}", config.evaluate, current));
         self.work.step("evaluate", &fp, |dir| {
-            self.pool.install(|| run.evaluate(dir, previous.as_ref()))
+            self.pool.install(|| run.evaluate(dir, &registry, current.as_deref()))
         })?;
         let report = self.report()?;
         report.lines().iter().for_each(|line| tracing::info!("{line}"));
         if !reached("approve") {
             return Ok(());
         }
-        let decision = self.approve(&report)?;
+        let window_ms = [split.test_ms.start, split.test_ms.end];
+        let asked = Asked { window_ms, serving: current.as_deref() };
+        let decision = self.approve(&report, asked)?;
         if !reached("publish") {
             return Ok(());
         }
-        let (dir, version) = self.pool.install(|| run.assemble(&report, current))?;
+        let (dir, version) = self.pool.install(|| run.assemble(&report, &decision, current))?;
         Bundle::open(&dir, true, self.shared.index)
             .context("the assembled bundle does not open")?;
-        let reason = match &decision.overridden {
-            Some(why) => format!("the gate refused; overridden: {why}"),
-            None => "approved by the gate".to_owned(),
+        let (reason, who) = match &decision.overridden {
+            Some(word) => (format!("the gate refused; overridden: {}", word.why), &*word.who),
+            None => ("approved by the gate".to_owned(), publish::WHO),
         };
         runtime.block_on(publish::publish(
             &registry,
             &dir,
             &version,
-            &reason,
+            (&reason, who),
             self.shared.rollout,
         ))?;
         tracing::info!("published {version} to {}", self.shared.registry.url);
@@ -372,26 +375,6 @@ impl<'a> Day<'a> {
         days.sort_unstable();
         days.dedup();
         days
-    }
-
-    fn approve(&self, report: &Report) -> Result<approve::Decision> {
-        let decision = approve::decide(report, &self.config.gate, self.override_reason.clone())?;
-        for check in &decision.checks {
-            let mark = if check.passed { "passed" } else { "REFUSED" };
-            tracing::info!("gate: {mark} {}: {}", check.name, check.text);
-        }
-        let dir = self.work.dir("approve");
-        std::fs::create_dir_all(&dir)?;
-        let path = dir.join("decision.json");
-        write_atomically(&path, &serde_json::to_vec_pretty(&decision)?)?;
-        if !decision.approved && decision.overridden.is_none() {
-            bail!(
-                "the gate refused the new models (see {}); nothing was published, the serving \
-                 bundle stays. `--override REASON` publishes all the same and is recorded",
-                path.display()
-            );
-        }
-        Ok(decision)
     }
 }
 
@@ -530,63 +513,13 @@ impl Run<'_> {
         write_atomically(&dir.join("ranker.json"), &serde_json::to_vec_pretty(&summary)?)
     }
 
-    fn evaluate(&self, dir: &Path, previous: Option<&Forest>) -> Result<()> {
-        let (towers, index) = (self.open_towers()?, self.open_index(Moment::Test)?);
-        let path = self.day.work.dir("ranker").join(files::RANKER);
-        let ranker = Forest::parse(&std::fs::read_to_string(&path)?)?;
-        let vectors = self.vectors(Moment::Test)?;
-        let models = self.models(&towers, &*index);
-        let subject = Subject { models, vectors: &vectors, ranker: &ranker };
-        let report = evaluate::run(
-            &self.source(),
-            &subject,
-            previous,
-            &self.split.test_ms,
-            &self.day.config.evaluate,
-        )?;
-        write_atomically(&dir.join(files::REPORT), &serde_json::to_vec_pretty(&report)?)
-    }
-
-    /// What the new models are compared with: the serving bundle; when that is this very run's,
-    /// published before, the one it replaced.
-    fn baseline(&self, registry: &Registry, serving: String) -> Option<String> {
-        let manifest = bundle::Manifest::open(&registry.bundle_dir(&serving).ok()?, false).ok()?;
-        let ours = |(step, name): (&str, &str)| {
-            let ours = bundle::FileEntry::of(&self.day.work.dir(step).join(name)).ok();
-            manifest.files.get(name) == ours.as_ref()
-        };
-        if [("towers", files::TOWERS), ("ranker", files::RANKER)].into_iter().all(ours) {
-            manifest.parents.first().cloned()
-        } else {
-            Some(serving)
-        }
-    }
-
-    /// The serving bundle's ranker, when it reads the same columns.
-    fn previous(&self, registry: &Registry, version: &str) -> Option<Forest> {
-        let dir = registry.bundle_dir(version).ok()?;
-        match Bundle::open(&dir, false, self.day.shared.index) {
-            Ok(bundle)
-                if bundle.schema.fingerprint() == self.day.schema.fingerprint()
-                    && bundle.dictionaries == self.layout.dictionaries =>
-            {
-                Some(bundle.ranker)
-            }
-            Ok(_) => {
-                tracing::warn!(
-                    "{version} reads other features or codes; it is no baseline for the ranker"
-                );
-                None
-            }
-            Err(error) => {
-                tracing::warn!("{version} does not open and is no baseline: {error}");
-                None
-            }
-        }
-    }
-
     /// Puts the parts into one directory, manifest last.
-    fn assemble(&self, report: &Report, parent: Option<String>) -> Result<(PathBuf, String)> {
+    fn assemble(
+        &self,
+        report: &Report,
+        decision: &Decision,
+        parent: Option<String>,
+    ) -> Result<(PathBuf, String)> {
         let dir = self.day.work.dir("publish");
         if dir.exists() {
             std::fs::remove_dir_all(&dir)?;
@@ -607,6 +540,7 @@ impl Run<'_> {
                 .with_context(|| format!("copy {}", from.display()))?;
         }
         let mut report_json = serde_json::to_value(report)?;
+        report_json["gate"] = serde_json::to_value(decision)?;
         report_json["data"] = serde_json::to_value(collect::report(work.root())?)?;
         std::fs::write(dir.join(files::REPORT), serde_json::to_vec_pretty(&report_json)?)?;
         std::fs::write(dir.join(files::FEATURES), &self.day.schema_text)?;

@@ -141,7 +141,8 @@ impl Frame {
     }
 }
 
-fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// The Parquet files of a table: a file, or what an engine wrote below a directory.
+pub(super) fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     if path.is_file() {
         files.push(path.to_owned());
         return Ok(());

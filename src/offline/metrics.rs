@@ -315,7 +315,7 @@ fn row_loss(label: f32, probability: f64) -> f64 {
 
 /// Percentile bootstrap (Efron 1979): `statistic` of how often each group was drawn. Resamples in
 /// which it is undefined are left out.
-fn resample(
+pub(super) fn resample(
     groups: usize,
     bootstrap: Bootstrap,
     statistic: impl Fn(&[u32]) -> Option<f64>,

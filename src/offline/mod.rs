@@ -20,6 +20,7 @@
 pub mod aggregates;
 pub mod approve;
 pub mod as_of;
+pub mod audit;
 mod checks;
 pub mod collect;
 pub mod dataset;

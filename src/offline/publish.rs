@@ -20,7 +20,7 @@ use crate::store::items::{ItemRecord, Items};
 use crate::types::date_of;
 
 /// Who wrote a state that the day wrote.
-const WHO: &str = "pipeline";
+pub const WHO: &str = "pipeline";
 
 /// Writes `items.bin` and `users.bin` of a moment.
 pub fn write_tables(dir: &Path, loaded: &Loaded, as_of: &AsOf) -> Result<()> {
@@ -76,7 +76,7 @@ pub async fn publish(
     registry: &Registry,
     dir: &Path,
     version: &str,
-    reason: &str,
+    (reason, who): (&str, &str),
     config: &RolloutConfig,
 ) -> Result<()> {
     let target = registry.bundle_dir(version)?;
@@ -106,9 +106,9 @@ pub async fn publish(
         // The first bundle has nothing beside which it could be tried.
         Some((number, state)) if config.publish_on_trial => {
             let now_ms = chrono::Utc::now().timestamp_millis();
-            begin(registry, (*number, state), version, (reason, WHO), now_ms, &config.guard)?
+            begin(registry, (*number, state), version, (reason, who), now_ms, &config.guard)?
         }
-        _ => Rollout::whole(version, reason, WHO),
+        _ => Rollout::whole(version, reason, who),
     };
     let written = registry.succeed(current.map_or(0, |(number, _)| number), &next).await?;
     ensure!(written.is_some(), "another rollout began at the same time; run publish again");

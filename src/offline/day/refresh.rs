@@ -66,7 +66,7 @@ impl Day<'_> {
             &registry,
             &dir,
             &version,
-            &reason,
+            (&reason, publish::WHO),
             self.shared.rollout,
         ))?;
         tracing::info!("published {version} to {}", self.shared.registry.url);
