@@ -8,6 +8,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::audit::Leak;
 use super::evaluate::{Baseline, Report};
 use super::metrics::Estimate;
 use crate::types::{DAY_MS, date_of};
@@ -140,14 +141,17 @@ fn figures(report: &Report) -> Check {
     }
 }
 
+/// So many leaking features stand in a line; the report has all.
+const NAMED_MAX: usize = 12;
+
 /// Two looks at leaks: rows that change when the future is taken away, and features that give the
 /// answer away by themselves (Kaufman et al. 2012 call the latter the tell-tale of a leak).
 fn leak(report: &Report, config: &Config) -> [Check; 2] {
-    let named: Vec<String> = report
-        .leaks
-        .iter()
-        .map(|leak| format!("{} as of {} ({} rows)", leak.feature, leak.day, leak.rows))
-        .collect();
+    let name = |leak: &Leak| format!("{} as of {} ({} rows)", leak.feature, leak.day, leak.rows);
+    let mut named: Vec<String> = report.leaks.iter().take(NAMED_MAX).map(name).collect();
+    if let Some(more) = report.leaks.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+        named.push(format!("and {more} more in report.json"));
+    }
     let future = match named.as_slice() {
         [] => check("leak: future", true, "no feature reads what came after its row"),
         named => check(
@@ -268,9 +272,8 @@ fn towers(report: &Report, config: &Config) -> Vec<Check> {
     }
     let suffix = format!("/new-to-user/recall@{}", config.recall_at);
     let rivals = ["towers - popularity", "towers - previous"];
-    let counts = |name: &str| {
-        name.ends_with(&suffix) && rivals.iter().any(|rival| name.starts_with(rival))
-    };
+    let counts =
+        |name: &str| name.ends_with(&suffix) && rivals.iter().any(|rival| name.starts_with(rival));
     let found = report.differences.iter().filter(|(name, _)| counts(name));
     let checks: Vec<Check> = found
         .map(|(name, gain)| not_worse(name, *gain, config.recall_margin, "recall_margin"))

@@ -80,7 +80,10 @@ fn chance_faults_and_figures_that_are_no_numbers_are_refused() {
     let mut nan = report(0.0, 0.0, 0.8);
     nan.ranker.insert("ranker/gauc".into(), Estimate { mean: f64::NAN, lo: 0.1, hi: 0.2 });
     let refused = refusal(&nan);
-    assert_eq!((refused.name.as_str(), refused.text.as_str()), ("figures", "not finite: ranker/gauc"));
+    assert_eq!(
+        (refused.name.as_str(), refused.text.as_str()),
+        ("figures", "not finite: ranker/gauc")
+    );
     // A NaN that decides does not slip through a comparison.
     assert!(!decide(&report(f64::NAN, 0.0, 0.8), asked(), &gate(), None).approved);
     assert!(!decide(&report(0.0, 0.0, f64::NAN), asked(), &gate(), None).approved);

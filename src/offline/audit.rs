@@ -78,10 +78,8 @@ pub fn leaks(
     let features = dir.join("features");
     let without = Source { loaded: &past, features: &features, ..*source };
     let pairs = pairs(source.loaded, &past);
-    let (theirs, ours) = (
-        rows(&without, schema, day_ms, &pairs.past)?,
-        rows(source, schema, day_ms, &pairs.full)?,
-    );
+    let (theirs, ours) =
+        (rows(&without, schema, day_ms, &pairs.past)?, rows(source, schema, day_ms, &pairs.full)?);
     remove(&dir)?;
     Ok(differing(schema, &ours, &theirs, day_ms))
 }
@@ -94,17 +92,13 @@ struct Pairs {
 
 fn pairs(full: &Loaded, past: &Loaded) -> Pairs {
     let spread = |ids: &[String], known: &dyn Fn(&str) -> Option<u32>, max: usize| {
-        let both: Vec<(u32, u32)> = (0u32..)
-            .zip(ids)
-            .filter_map(|(row, id)| Some((row, known(id)?)))
-            .collect();
+        let both: Vec<(u32, u32)> =
+            (0u32..).zip(ids).filter_map(|(row, id)| Some((row, known(id)?))).collect();
         let step = both.len().div_ceil(max).max(1);
         both.into_iter().step_by(step).unzip()
     };
-    let (users, past_users) =
-        spread(&full.data.users, &|id| past.user_ids.find(id), USERS_MAX);
-    let (items, past_items) =
-        spread(&full.data.items, &|id| past.item_ids.find(id), ITEMS_MAX);
+    let (users, past_users) = spread(&full.data.users, &|id| past.user_ids.find(id), USERS_MAX);
+    let (items, past_items) = spread(&full.data.items, &|id| past.item_ids.find(id), ITEMS_MAX);
     Pairs { full: (users, items), past: (past_users, past_items) }
 }
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use super::as_of::Layout;
 use super::approve::{Asked, Decision, Override};
+use super::as_of::Layout;
 use super::evaluate::Report;
 use super::examples::{Models, Source};
 use super::load::Loaded;

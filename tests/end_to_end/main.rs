@@ -3,6 +3,7 @@
 
 mod events;
 mod feast;
+mod gate;
 mod http;
 mod kuairand;
 mod leak;

@@ -154,7 +154,8 @@ impl Test<'_> {
             let before = loaded.data.before(group.user, group.time_ms);
             let successes = before.iter().filter(|e| e.positive).count();
             let masks = self.slices.masks(group, as_of, successes);
-            let sample = if number % step == 0 { by_row(&constants, &columns, rows) } else { vec![] };
+            let sample =
+                if number % step == 0 { by_row(&constants, &columns, rows) } else { vec![] };
             (raw, previous, masks, sample)
         };
         let results: Vec<_> = groups.par_iter().enumerate().map(score).collect();
