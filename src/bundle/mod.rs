@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! bundles/<version>/  items.bin  users.bin  index.bin  towers.bin  ranker.txt
-//!                     features.toml  dictionaries.json  report.json  manifest.json (last)
+//!                     features.toml  dictionaries.json  report.json  (report.html)
+//!                     manifest.json (last)
 //! ```
 //! Invariant: an opened [`Bundle`] fits together. The ranker's columns are the schema's, every
 //! column that schema and towers read exists, the index holds one vector an item; anything else
@@ -49,7 +50,11 @@ pub mod files {
     pub const FEATURES: &str = "features.toml";
     pub const DICTIONARIES: &str = "dictionaries.json";
     pub const REPORT: &str = "report.json";
-    /// All of them, in the order in which a bundle is opened.
+    /// The report for a person.
+    pub const REPORT_PAGE: &str = "report.html";
+    /// Files that a bundle may have beside [`ALL`]; nothing that serves reads them.
+    pub const OPTIONAL: [&str; 1] = [REPORT_PAGE];
+    /// What every bundle has, in the order in which it is opened.
     pub const ALL: [&str; 8] =
         [FEATURES, DICTIONARIES, ITEMS, USERS, INDEX, TOWERS, RANKER, REPORT];
 }

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::offline::approve::Override;
 use crate::offline::engine::Kind;
 use crate::offline::{Day, Shared};
+use crate::pipeline::Settings;
 
 /// Arguments of `shortlist pipeline`.
 #[derive(clap::Args)]
@@ -88,6 +89,11 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         index: &config.index,
         registry: &config.registry,
         rollout: &config.rollout,
+        serving: Settings {
+            pipeline: config.pipeline.clone(),
+            rules: config.rules.clone(),
+            regions: config.regions.clone(),
+        },
         candidates: config.pipeline.candidates,
     };
     let mut offline = config.offline.clone();

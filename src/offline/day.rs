@@ -23,7 +23,7 @@ use super::{
 use crate::bundle::{self, Bundle, Registry, TowerUser, files};
 use crate::features::{HISTORY_MAX, Schema};
 use crate::index::{self, Index};
-use crate::pipeline::RolloutConfig;
+use crate::pipeline::{RolloutConfig, Settings};
 use crate::towers::{self, Towers};
 use crate::types::DAY_MS;
 
@@ -142,6 +142,8 @@ pub struct Shared<'a> {
     pub registry: &'a bundle::Config,
     /// Whether a new bundle is put on trial.
     pub rollout: &'a RolloutConfig,
+    /// How requests are answered.
+    pub serving: Settings,
     /// How many candidates a request ranks.
     pub candidates: usize,
 }
@@ -264,6 +266,7 @@ impl<'a> Day<'a> {
         let current = runtime.block_on(registry.current())?.map(|(_, rollout)| rollout.bundle);
         let current = current.and_then(|version| run.baseline(&registry, version));
         let fp = fp.and(format!("{:?}{:?}", config.evaluate, current));
+        let fp = fp.and(serde_json::to_string(&self.shared.serving)?);
         self.work.step("evaluate", &fp, |dir| {
             self.pool.install(|| run.evaluate(dir, &registry, current.as_deref()))
         })?;
@@ -525,40 +528,59 @@ impl Run<'_> {
             std::fs::remove_dir_all(&dir)?;
         }
         std::fs::create_dir_all(&dir)?;
-        let time_ms = self.time_ms(Moment::Publish);
+        self.parts(&dir, Moment::Publish)?;
+        let mut report_json = serde_json::to_value(report)?;
+        report_json["gate"] = serde_json::to_value(decision)?;
+        report_json["data"] = serde_json::to_value(collect::report(self.day.work.root())?)?;
+        std::fs::write(dir.join(files::REPORT), serde_json::to_vec_pretty(&report_json)?)?;
+        let page = super::page::render(report, Some(decision));
+        std::fs::write(dir.join(files::REPORT_PAGE), page)?;
+        let version = self.manifest(&dir, Moment::Publish, Some(report), parent)?;
+        Ok((dir, version))
+    }
+
+    /// Writes the manifest of a directory whose other files are there.
+    fn manifest(
+        &self,
+        dir: &Path,
+        moment: Moment,
+        report: Option<&Report>,
+        parent: Option<String>,
+    ) -> Result<String> {
+        let towers = self.open_towers()?;
+        let headline = |(name, e): (&String, &super::metrics::Estimate)| (name.clone(), e.mean);
+        let about = publish::About {
+            tower_version: towers.version(),
+            schema_fingerprint: self.day.schema.fingerprint(),
+            as_of_ms: self.time_ms(moment),
+            training_window_ms: [self.split.towers_ms.start, self.split.validation_ms.end],
+            tower_inputs: &self.day.config.towers.inputs,
+            metrics: report.map(|r| r.ranker.iter().map(headline).collect()).unwrap_or_default(),
+            parents: parent.into_iter().collect(),
+        };
+        publish::write_manifest(dir, about)
+    }
+
+    /// Writes every file of a bundle of a moment but report and manifest.
+    fn parts(&self, dir: &Path, moment: Moment) -> Result<()> {
+        let time_ms = self.time_ms(moment);
         let day = aggregates::day_dir(&self.features, time_ms);
         let as_of = self.layout.read(&day, time_ms, self.loaded)?;
-        publish::write_tables(&dir, self.loaded, &as_of)?;
+        publish::write_tables(dir, self.loaded, &as_of)?;
         let work = &self.day.work;
         let copies = [
             (work.dir("towers").join(files::TOWERS), files::TOWERS),
-            (work.dir("index").join("publish.bin"), files::INDEX),
+            (work.dir("index").join(format!("{}.bin", moment.name())), files::INDEX),
             (work.dir("ranker").join(files::RANKER), files::RANKER),
         ];
         for (from, name) in copies {
             std::fs::copy(&from, dir.join(name))
                 .with_context(|| format!("copy {}", from.display()))?;
         }
-        let mut report_json = serde_json::to_value(report)?;
-        report_json["gate"] = serde_json::to_value(decision)?;
-        report_json["data"] = serde_json::to_value(collect::report(work.root())?)?;
-        std::fs::write(dir.join(files::REPORT), serde_json::to_vec_pretty(&report_json)?)?;
         std::fs::write(dir.join(files::FEATURES), &self.day.schema_text)?;
         let dictionaries = serde_json::to_vec(&self.layout.dictionaries)?;
         std::fs::write(dir.join(files::DICTIONARIES), dictionaries)?;
-        let towers = self.open_towers()?;
-        let headline = |(name, e): (&String, &super::metrics::Estimate)| (name.clone(), e.mean);
-        let about = publish::About {
-            tower_version: towers.version(),
-            schema_fingerprint: self.day.schema.fingerprint(),
-            as_of_ms: time_ms,
-            training_window_ms: [self.split.towers_ms.start, self.split.validation_ms.end],
-            tower_inputs: &self.day.config.towers.inputs,
-            metrics: report.ranker.iter().map(headline).collect(),
-            parents: parent.into_iter().collect(),
-        };
-        let version = publish::write_manifest(&dir, about)?;
-        Ok((dir, version))
+        Ok(())
     }
 }
 

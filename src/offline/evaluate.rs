@@ -4,11 +4,13 @@
 //! the serving bundle's towers, for all items and for items new to the user. Ranker (`ranking`): AUC,
 //! GAUC by user, NDCG@10, log loss and calibration over the candidates of later requests, against
 //! retrieval's order, popularity and the serving bundle's ranker (`rival`), as a whole and by slice.
+//! The whole path (`served`): what users would have been shown, by the new bundle and by the serving one.
 //! Every figure has a 95 % interval from resampled users or requests.
 
 mod ranking;
 pub mod reliability;
 pub mod rival;
+pub mod served;
 mod slices;
 
 use std::collections::BTreeMap;
@@ -39,6 +41,8 @@ pub struct Config {
     pub recall_at: Vec<usize>,
     /// At most so many users measure recall.
     pub users_max: usize,
+    /// At most so many of them are asked what they would have been shown; 0 asks nobody.
+    pub served_users_max: usize,
     /// Days of the test window whose requests measure the ranker; towers are measured on all.
     pub ranker_days: u32,
     /// At most so many requests a day measure the ranker where there are no impressions.
@@ -77,6 +81,8 @@ pub struct Report {
     pub towers: BTreeMap<String, Estimate>,
     /// By system and metric: `ranker/ndcg@10`.
     pub ranker: BTreeMap<String, Estimate>,
+    /// What the whole path shows, by system: `served/recall@20`, `previous/coverage`.
+    pub served: BTreeMap<String, Estimate>,
     /// Differences on the same users or requests: `ranker - retrieval/ndcg@10`.
     pub differences: BTreeMap<String, Estimate>,
     /// What the ranker promises beside what came.
@@ -118,7 +124,7 @@ pub fn run(
     ranking::measure(source, subject, previous, test, config, report)
 }
 
-fn bootstrap(config: &Config) -> Bootstrap {
+pub(super) fn bootstrap(config: &Config) -> Bootstrap {
     Bootstrap { resamples: config.bootstrap_samples, seed: config.seed }
 }
 
@@ -199,7 +205,9 @@ impl Report {
             "{} users, {} requests, {} rows; mean [95 % interval]",
             self.users, self.requests, self.rows
         )];
-        for (title, table) in [("recall", &self.towers), ("ranking", &self.ranker)] {
+        for (title, table) in
+            [("recall", &self.towers), ("ranking", &self.ranker), ("shown", &self.served)]
+        {
             let mut by_system: BTreeMap<&str, Vec<String>> = BTreeMap::new();
             for (name, Estimate { mean, lo, hi }) in table {
                 let (system, metric) = name.rsplit_once('/').unwrap_or((name, ""));

@@ -32,6 +32,7 @@ pub mod frame;
 pub mod import;
 pub mod load;
 pub mod metrics;
+pub mod page;
 pub mod postgres;
 pub mod progress;
 pub mod publish;

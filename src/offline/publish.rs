@@ -44,10 +44,11 @@ pub struct About<'a> {
 pub fn write_manifest(dir: &Path, about: About) -> Result<String> {
     let mut entries = BTreeMap::new();
     let mut content = blake3::Hasher::new();
-    for name in files::ALL {
+    let there = files::OPTIONAL.into_iter().filter(|name| dir.join(name).exists());
+    for name in files::ALL.into_iter().chain(there) {
         let entry = FileEntry::of(&dir.join(name))?;
         // The report tells of timings and parents; it must not make a new version by itself.
-        if name != files::REPORT {
+        if name != files::REPORT && name != files::REPORT_PAGE {
             content.update(entry.blake3.as_bytes());
         }
         entries.insert(name.to_owned(), entry);
@@ -87,7 +88,8 @@ pub async fn publish(
         }
         std::fs::create_dir_all(&partial)
             .with_context(|| format!("create {}", partial.display()))?;
-        for name in files::ALL.into_iter().chain([MANIFEST_FILE]) {
+        let there = files::OPTIONAL.into_iter().filter(|name| dir.join(name).exists());
+        for name in files::ALL.into_iter().chain(there).chain([MANIFEST_FILE]) {
             std::fs::copy(dir.join(name), partial.join(name))
                 .with_context(|| format!("copy {name} to {}", partial.display()))?;
         }

@@ -51,7 +51,7 @@ pub use answer::{Answer, AnswerItem, Reason, STAGES, Timings};
 pub use context::{Asked, Call, Context, Inputs, Scratch};
 pub use deadline::{Budgets, Deadline, Lost};
 pub use engine::{Engine, Error, HistoryItem, Parts, PublishError, Request, StartError};
-pub use gather::history;
+pub use gather::{history, inputs};
 pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges, advance};
 pub use region::{Config as RegionConfig, Location};
 pub use rollout::{

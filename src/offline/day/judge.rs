@@ -5,13 +5,15 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 
 use super::{Day, Moment, Run};
-use crate::bundle::{self, Registry, files};
+use crate::bundle::{self, Bundle, Registry, files};
 use crate::forest::Forest;
 use crate::offline::approve::{self, Asked, Decision};
 use crate::offline::evaluate::rival::{self, Rival};
+use crate::offline::evaluate::served::{self, Question, Shown};
 use crate::offline::evaluate::{self, Baseline, Report, Subject};
 use crate::offline::workspace::write_atomically;
-use crate::offline::{aggregates, audit, progress};
+use crate::offline::{aggregates, audit, page, progress, recall};
+use crate::types::DAY_MS;
 
 impl Day<'_> {
     /// Asks the gate; writes what it said, and stops the day where it refuses.
@@ -26,6 +28,9 @@ impl Day<'_> {
         std::fs::create_dir_all(&dir)?;
         let path = dir.join("decision.json");
         write_atomically(&path, &serde_json::to_vec_pretty(&decision)?)?;
+        let page = self.work.dir("evaluate").join(files::REPORT_PAGE);
+        write_atomically(&page, page::render(report, Some(&decision)).as_bytes())?;
+        tracing::info!("for a person: {}", page.display());
         if let Some(word) = &decision.overridden {
             tracing::warn!("gate: refused, and overridden by {}: {}", word.who, word.why);
         }
@@ -58,10 +63,14 @@ impl Run<'_> {
         if self.day.config.evaluate.audit {
             report.leaks = self.audit()?;
         }
-        if let Err(fault) = self.measure(rival.as_ref(), &mut report) {
+        let measured = self.measure(rival.as_ref(), &mut report);
+        drop(rival);
+        let measured = measured.and_then(|()| self.shown(dir, registry, &mut report));
+        if let Err(fault) = measured {
             // What cannot be measured is the gate's to refuse, with the reason.
             report.faults.push(format!("{fault:#}"));
         }
+        write_atomically(&dir.join(files::REPORT_PAGE), page::render(&report, None).as_bytes())?;
         write_atomically(&dir.join(files::REPORT), &serde_json::to_vec_pretty(&report)?)
     }
 
@@ -77,6 +86,50 @@ impl Run<'_> {
         let subject = Subject { models, vectors: &vectors, ranker: &ranker };
         let (test, config) = (&self.split.test_ms, &self.day.config.evaluate);
         evaluate::run(&self.source(), &subject, rival, test, config, report)
+    }
+
+    /// What users would have been shown by the new models, and by the bundle that serves.
+    fn shown(&self, dir: &Path, registry: &Registry, report: &mut Report) -> Result<()> {
+        let config = &self.day.config.evaluate;
+        let most = config.served_users_max;
+        if most == 0 || !report.faults.is_empty() {
+            return Ok(());
+        }
+        let dir = dir.join("served");
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir)?;
+        }
+        std::fs::create_dir_all(&dir)?;
+        self.parts(&dir, Moment::Test)?;
+        std::fs::write(dir.join(files::REPORT), "{}")?;
+        self.manifest(&dir, Moment::Test, None, None)?;
+        let (window_ms, vectors) = (report.window_ms, self.vectors(Moment::Test)?);
+        let recent_ms = window_ms[0] - config.recent_days * DAY_MS;
+        let question = Question {
+            loaded: self.loaded,
+            window_ms,
+            users: &recall::users_with(self.loaded, window_ms, most),
+            vectors: &vectors,
+            popular: &recall::popularity(self.loaded, [recent_ms, window_ms[0]]),
+            bootstrap: evaluate::bootstrap(config),
+        };
+        let ask = |dir: &Path| -> Result<Shown> {
+            let bundle = Bundle::open(dir, false, self.day.shared.index)?;
+            Ok(question.ask(&served::serving(bundle, &self.day.shared.serving)?))
+        };
+        let mut systems = vec![
+            ("served", ask(&dir)?),
+            ("popularity", question.popular()),
+            ("repeats", question.repeats()),
+        ];
+        std::fs::remove_dir_all(&dir)?;
+        if let Some(Baseline { version, silent: None, .. }) = &report.baseline {
+            systems.push(("previous", ask(&registry.bundle_dir(version)?)?));
+        }
+        let found = question.judge(&systems);
+        report.served = found.figures;
+        report.differences.extend(found.differences);
+        Ok(())
     }
 
     /// Features of the ranker's and the test's first rows that know what came later.
