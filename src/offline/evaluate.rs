@@ -212,7 +212,7 @@ impl Report {
             for (name, Estimate { mean, lo, hi }) in table {
                 let (system, metric) = name.rsplit_once('/').unwrap_or((name, ""));
                 let cell = format!("{metric} {mean:.4} [{lo:.4}, {hi:.4}]");
-                by_system.entry(system).or_default().push(format!("{cell:<36}"));
+                by_system.entry(system).or_default().push(format!("{cell:<36} "));
             }
             lines.push(format!("-- {title}"));
             lines.extend(by_system.iter().map(|(name, cells)| {

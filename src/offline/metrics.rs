@@ -339,7 +339,7 @@ pub(super) fn resample(
 }
 
 /// Linear interpolation between the closest ranks of a sorted, non-empty slice.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
+pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (below, above) = (at.floor() as usize, at.ceil() as usize);
     sorted[below] + (sorted[above] - sorted[below]) * (at - below as f64)

@@ -11,11 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
 
 use super::super::as_of::history;
 use super::super::load::Loaded;
-use super::super::metrics::{self, Bootstrap, Estimate, resample};
+use super::super::metrics::{self, Bootstrap, Estimate};
 use crate::kernels;
 use crate::pipeline::{
     self, Call, Context, Deadline, Request, Scratch, Serving, Settings, Timings,
@@ -186,24 +189,27 @@ impl Question<'_> {
         span[from..].iter().filter(|e| e.positive && e.timed).map(|e| e.item).collect()
     }
 
-    /// Share of the catalogue that anybody is shown.
+    /// Share of the catalogue that half of the users, drawn at random, are shown together. (Users drawn
+    /// with replacement see less than the same number of different ones, so a bootstrap would lie.)
     fn coverage(&self, shown: &Shown) -> Option<Estimate> {
-        let items = self.loaded.item_ids.len();
-        let mut seen_at = vec![0u32; items];
-        let turn = std::cell::Cell::new(0u32);
-        let seen_at = std::cell::RefCell::new(&mut seen_at);
-        resample(shown.0.len(), self.bootstrap, |counts| {
-            turn.set(turn.get() + 1);
-            let mut seen_at = seen_at.borrow_mut();
+        let mut users: Vec<&Vec<u32>> = shown.0.iter().collect();
+        let (items, half) = (self.loaded.item_ids.len(), users.len().div_ceil(2));
+        let mut seen_in = vec![0usize; items];
+        let mut random = Pcg64Mcg::seed_from_u64(self.bootstrap.seed);
+        let share = |turn: usize| {
+            let (drawn, _) = users.partial_shuffle(&mut random, half);
             let mut distinct = 0;
-            for (items, _) in shown.0.iter().zip(counts).filter(|(_, n)| **n > 0) {
-                for &item in items {
-                    distinct += usize::from(seen_at[item as usize] != turn.get());
-                    seen_at[item as usize] = turn.get();
-                }
+            for &item in drawn.iter().copied().flatten() {
+                distinct += usize::from(seen_in[item as usize] != turn);
+                seen_in[item as usize] = turn;
             }
-            Some(distinct as f64 / items as f64)
-        })
+            distinct as f64 / items as f64
+        };
+        let mut shares: Vec<f64> = (1..=self.bootstrap.resamples).map(share).collect();
+        shares.sort_unstable_by(f64::total_cmp);
+        let mean = shares.iter().sum::<f64>() / shares.len().max(1) as f64;
+        let [lo, hi] = [0.025, 0.975].map(|at| metrics::percentile(&shares, at));
+        (half > 0).then_some(Estimate { mean, lo, hi })
     }
 
     fn mean(&self, shown: &Shown, of: impl Fn(&[u32]) -> Option<f64>) -> Option<Estimate> {

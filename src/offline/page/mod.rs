@@ -101,11 +101,18 @@ fn served(report: &Report) -> String {
     if report.served.is_empty() {
         return String::new();
     }
+    let start = report.window_ms[0];
+    let later = match &report.baseline {
+        Some(baseline) if baseline.as_of_ms > start => {
+            " The bundle that serves is of a later moment than the test begins, so it was not asked."
+        }
+        _ => "",
+    };
     format!(
         "<h2>What users would have been shown</h2><p>Twenty items a user from the whole path of a \
-         request: sources, ranking, rules. Coverage: share of the catalogue that anybody is shown. \
-         Novelty: bits, one more for an item half as popular. Distance: mean of 1 − cosine between \
-         the items of an answer.</p>{}",
+         request: sources, ranking, rules. Coverage: share of the catalogue that half of the users \
+         are shown together. Novelty: bits, one more for an item half as popular. Distance: mean of 1 − cosine between \
+         the items of an answer.{later}</p>{}",
         table(&report.served, &["served", "previous", "popularity", "repeats"])
     )
 }
