@@ -54,7 +54,8 @@ impl Bench {
         let settings =
             Settings { pipeline: config.pipeline, rules: config.rules, regions: config.regions };
         let (executor, shadow_every) = (config.executor, config.rollout.shadow_every);
-        let parts = Parts { bundle, users, item_changes, settings, executor, shadow_every };
+        let drift = config.drift;
+        let parts = Parts { bundle, users, item_changes, settings, executor, shadow_every, drift };
         let engine = Engine::start(parts).expect("an engine");
         let users = engine.sample_users("", ASKED);
         let mut bench = Self { runtime, engine, users, seen: Vec::new(), turn: 0 };

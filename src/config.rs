@@ -31,6 +31,7 @@ pub struct Config {
     pub rules: pipeline::RulesConfig,
     pub regions: pipeline::RegionConfig,
     pub rollout: pipeline::RolloutConfig,
+    pub drift: pipeline::DriftConfig,
     pub index: index::Config,
     pub towers: towers::Config,
     #[cfg(feature = "etl")]
@@ -67,6 +68,8 @@ pub enum Error {
     Pipeline(#[from] pipeline::ConfigError),
     #[error(transparent)]
     Rollout(#[from] pipeline::RolloutError),
+    #[error(transparent)]
+    Drift(#[from] pipeline::drift::ConfigError),
 }
 
 impl Config {
@@ -96,6 +99,7 @@ impl Config {
         self.rules.check()?;
         self.regions.check()?;
         self.rollout.check()?;
+        self.drift.check()?;
         Ok(self.rollout.check_kinds(&self.server.event_kinds)?)
     }
 }

@@ -13,6 +13,7 @@
 //!         forest      LightGBM models, evaluated here
 //!         towers      user and item encoders
 //!         features    the schema and the only code that fills a row
+//!         drift       how far what serving sees is from training
 //!         experiments who sees which version, what is counted, what follows from it
 //! tier 0  types, sections (the file container), ids, kernels (SIMD), ffi (memory maps, LightGBM)
 //! ```
@@ -24,6 +25,7 @@ pub mod kernels;
 pub mod sections;
 pub mod types;
 
+pub mod drift;
 pub mod experiments;
 pub mod features;
 pub mod forest;

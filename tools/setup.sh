@@ -20,6 +20,7 @@ has_python() { has python3; }
 has_curl() { has curl; }
 has_compiler() { has g++; }
 has_postgres() { has initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
+has_prometheus() { has prometheus && has promtool; }
 has_chromium() { has chromium || has chromium-browser || has google-chrome; }
 
 # Debian's name of each package, and the check that says whether it is needed.
@@ -32,8 +33,8 @@ required=(
     "redis-server has_redis"
     "curl has_curl"
 )
-# The tests that need a browser or PostgreSQL say that they were skipped without; the rest does not need them.
-optional=("chromium has_chromium" "postgresql has_postgres")
+# The tests that need a browser, PostgreSQL or Prometheus say that they were skipped without; the rest needs none.
+optional=("chromium has_chromium" "postgresql has_postgres" "prometheus has_prometheus")
 
 # Sets `missing` to the packages of the given entries whose check fails.
 find_missing() {

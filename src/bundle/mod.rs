@@ -19,6 +19,7 @@ mod registry;
 pub mod sample;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use change_log::{Attribute, Batch, Change, ChangeLog, Patch, Upsert};
 pub use live_items::{Prepared, Refused};
@@ -29,6 +30,7 @@ pub use manifest::{
 pub use ranking::{RankScratch, RankerEngine, Ranking};
 pub use registry::{Challenger, Config, Error as RegistryError, Registry, Rollout};
 
+use crate::drift::Reference;
 use crate::features::{
     Dictionaries, ItemBlock, Plan, PlanError, Schema, SchemaError, UserRow, UserTable,
 };
@@ -52,8 +54,10 @@ pub mod files {
     pub const REPORT: &str = "report.json";
     /// The report for a person.
     pub const REPORT_PAGE: &str = "report.html";
-    /// Files that a bundle may have beside [`ALL`]; nothing that serves reads them.
-    pub const OPTIONAL: [&str; 1] = [REPORT_PAGE];
+    /// What training saw, to measure drift against.
+    pub const REFERENCE: &str = "reference.json";
+    /// Files that a bundle may have beside [`ALL`].
+    pub const OPTIONAL: [&str; 2] = [REPORT_PAGE, REFERENCE];
     /// What every bundle has, in the order in which it is opened.
     pub const ALL: [&str; 8] =
         [FEATURES, DICTIONARIES, ITEMS, USERS, INDEX, TOWERS, RANKER, REPORT];
@@ -74,6 +78,8 @@ pub struct Bundle {
     allowed: Vec<Allowed>,
     pub towers: Towers,
     pub ranker: Forest,
+    /// What the ranker's training saw; `None` of a bundle that does not remember.
+    pub reference: Option<Arc<Reference>>,
     /// The ranker over this bundle's items.
     pub ranking: Ranking,
     tower_user: TowerUser,
@@ -126,6 +132,8 @@ pub enum Error {
     RankerColumn { at: usize, ranker: String, schema: String },
     #[error("the ranker has {ranker} columns, features.toml {schema}: retrain it")]
     RankerColumns { ranker: usize, schema: usize },
+    #[error("reference.json is of other columns than features.toml: not one bundle")]
+    Reference,
     #[error("{what}: {found}, but items.bin has {items} items: not one bundle")]
     Size { what: &'static str, found: usize, items: usize },
     #[error("{what}: {found}, but towers.bin has {expected}: not one bundle")]
@@ -170,6 +178,7 @@ impl Bundle {
         }
         check_towers(&towers, &*index, &manifest.tower_inputs)?;
         let ranker = open_ranker(dir, &schema)?;
+        let reference = open_reference(dir, &manifest, &schema)?;
         let plan = Plan::new(&schema, &users, items.columns())?;
         let rows = plan.request_rows(items.columns());
         let ranking = Ranking::new(&ranker, &plan, items.columns())?;
@@ -192,6 +201,7 @@ impl Bundle {
             allowed,
             towers,
             ranker,
+            reference,
             ranking,
             tower_user,
             tower_item,
@@ -204,6 +214,13 @@ impl Bundle {
     /// The items that a request may get: in stock, in a region by position or anywhere.
     pub fn allowed(&self, region: Option<usize>) -> &Allowed {
         &self.allowed[region.map_or(0, |at| at + 1)]
+    }
+
+    /// The string behind a code of a feature.
+    pub fn code_name(&self, feature: &str, code: u32) -> Option<String> {
+        let feature = self.schema.features().iter().find(|f| f.name == feature)?;
+        let dictionary = self.dictionaries.get(feature.coded_column()?)?;
+        dictionary.value(code).map(str::to_owned)
     }
 
     /// What of a user in the store fits this bundle.
@@ -328,6 +345,24 @@ fn check_towers(towers: &Towers, index: &dyn Index, inputs: &TowerInputs) -> Res
         Some((what, found, expected)) => Err(Error::TowerWidth { what, found, expected }),
         None => Ok(()),
     }
+}
+
+fn open_reference(
+    dir: &Path,
+    manifest: &Manifest,
+    schema: &Schema,
+) -> Result<Option<Arc<Reference>>, Error> {
+    if !manifest.files.contains_key(files::REFERENCE) {
+        return Ok(None);
+    }
+    let path = dir.join(files::REFERENCE);
+    let parsed = serde_json::from_str(&read(&path)?);
+    let reference: Reference = parsed.map_err(|source| Error::Json { path, source })?;
+    let columns = reference.features.iter().map(|feature| &feature.name);
+    if !columns.eq(schema.features().iter().map(|feature| &feature.name)) {
+        return Err(Error::Reference);
+    }
+    Ok(Some(Arc::new(reference)))
 }
 
 fn open_schema(dir: &Path) -> Result<Schema, Error> {

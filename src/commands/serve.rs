@@ -92,6 +92,7 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
                 },
                 executor: config.executor,
                 shadow_every: config.rollout.shadow_every,
+                drift: config.drift,
             })?)
         };
         server::run(&server_config, parts, load).await

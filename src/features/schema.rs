@@ -35,6 +35,14 @@ impl Feature {
         matches!(self.op, Op::RetrievalRank | Op::RetrievalScore)
     }
 
+    /// The column whose strings are behind the codes.
+    pub fn coded_column(&self) -> Option<&str> {
+        match &self.op {
+            Op::Category { source } => Some(source),
+            _ => None,
+        }
+    }
+
     /// Whether the values are codes, to be split by category and not by order.
     pub fn is_category(&self) -> bool {
         matches!(self.op, Op::Category { .. })

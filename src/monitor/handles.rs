@@ -27,6 +27,10 @@ pub const REFUSED: &str = "shortlist_executor_refused_total";
 pub const QUALITY: &str = "shortlist_quality_factor";
 pub const INDEX_RECALL: &str = "shortlist_index_recall";
 pub const FEATURE_SKEW: &str = "shortlist_feature_skew";
+pub const FEATURE_PSI: &str = "shortlist_feature_psi";
+pub const SCORE_PSI: &str = "shortlist_score_psi";
+pub const CATEGORY_PSI: &str = "shortlist_category_psi";
+pub const DRIFT_REQUESTS: &str = "shortlist_drift_requests";
 pub const INDEX_RECALL_CHECKED: &str = "shortlist_index_recall_checked_total";
 pub const ITEMS_CHANGED: &str = "shortlist_items_changed";
 pub const ITEMS_SEQUENCE: &str = "shortlist_items_sequence";
@@ -36,6 +40,9 @@ pub const ROLLOUT_STATE: &str = "shortlist_rollout_state";
 pub const SHADOW: &str = "shortlist_shadow_requests_total";
 pub const REGISTRY_REACHABLE: &str = "shortlist_registry_reachable";
 pub const READY: &str = "shortlist_ready";
+pub const BUNDLE_AS_OF: &str = "shortlist_bundle_as_of_seconds";
+pub const OUTCOMES: &str = "shortlist_outcomes_total";
+pub const REVENUE: &str = "shortlist_revenue_hundredths_total";
 pub const BUNDLE: &str = "shortlist_bundle_info";
 
 /// Candidates come in hundreds, not in seconds, so they have buckets of their own.
@@ -62,6 +69,9 @@ pub struct Handles {
     pub quality: Gauge,
     pub index_recall: Gauge,
     pub feature_skew: Gauge,
+    pub score_psi: Gauge,
+    pub category_psi: Gauge,
+    pub drift_requests: Gauge,
     pub index_recall_checked: Counter,
     pub items_changed: Gauge,
     pub items_sequence: Gauge,
@@ -71,6 +81,7 @@ pub struct Handles {
     shadow: Vec<Counter>,
     pub registry_reachable: Gauge,
     pub ready: Gauge,
+    pub bundle_as_of: Gauge,
 }
 
 impl Handles {
@@ -114,6 +125,9 @@ impl Handles {
             quality: gauge!(QUALITY),
             index_recall: unknown(gauge!(INDEX_RECALL)),
             feature_skew: unknown(gauge!(FEATURE_SKEW)),
+            score_psi: unknown(gauge!(SCORE_PSI)),
+            category_psi: unknown(gauge!(CATEGORY_PSI)),
+            drift_requests: gauge!(DRIFT_REQUESTS),
             index_recall_checked: counter!(INDEX_RECALL_CHECKED),
             items_changed: gauge!(ITEMS_CHANGED),
             items_sequence: gauge!(ITEMS_SEQUENCE),
@@ -123,6 +137,7 @@ impl Handles {
             shadow: each(Tried::ALL, |t| counter!(SHADOW, "result" => t.name())),
             registry_reachable: unknown(gauge!(REGISTRY_REACHABLE)),
             ready: gauge!(READY),
+            bundle_as_of: unknown(gauge!(BUNDLE_AS_OF)),
         }
     }
 
@@ -231,6 +246,13 @@ fn describe() {
         FEATURE_SKEW,
         "Share of the served feature values that the code of training fills otherwise, mean of the last answers checked; NaN before any."
     );
+    describe_gauge!(
+        FEATURE_PSI,
+        "Population stability index of a feature against training, over the last while; NaN for too few requests."
+    );
+    describe_gauge!(SCORE_PSI, "The same of the ranker's score.");
+    describe_gauge!(CATEGORY_PSI, "The same of the categories shown.");
+    describe_gauge!(DRIFT_REQUESTS, "Requests that these indexes are of.");
     describe_counter!(INDEX_RECALL_CHECKED, "Searches checked against exact search.");
     describe_gauge!(ITEMS_CHANGED, "Items that differ from what the bundle was built with.");
     describe_gauge!(ITEMS_SEQUENCE, "Number of the last batch of the items' change log applied.");
@@ -245,6 +267,15 @@ fn describe() {
         REGISTRY_REACHABLE,
         "1 when the registry could be read at the last look, 0 when the last state is kept blindly."
     );
+    describe_gauge!(
+        BUNDLE_AS_OF,
+        "Unix time at which the knowledge of the bundle that serves ends."
+    );
+    describe_counter!(
+        OUTCOMES,
+        "Impressions, clicks and sales, by variant, device and region (none: not said; other: not of a bounded list)."
+    );
+    describe_counter!(REVENUE, "Value of the sales in hundredths, by the same labels.");
     describe_gauge!(READY, "1 while this process takes traffic.");
     describe_gauge!(BUNDLE, "1 for the bundle that is being served, by version.");
 }

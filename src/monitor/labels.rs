@@ -167,6 +167,7 @@ labels! {
         Events = "events",
         Items = "items",
         Explain = "explain",
+        Drift = "drift",
         Console = "console",
         Probe = "probe",
         Metrics = "metrics",

@@ -162,6 +162,22 @@ pub fn feature_skew(share: f64) {
     }
 }
 
+/// How far a feature of the bundle's schema is from training. Not for requests: it looks the gauge up.
+pub fn feature_psi(feature: &str, psi: f64) {
+    if HANDLES.get().is_some() {
+        metrics::gauge!(FEATURE_PSI, "feature" => feature.to_owned()).set(psi);
+    }
+}
+
+/// How far score and categories shown are from training, and how many requests say so.
+pub fn drift(score: f64, categories: f64, requests: u64) {
+    if let Some(handles) = HANDLES.get() {
+        handles.score_psi.set(score);
+        handles.category_psi.set(categories);
+        handles.drift_requests.set(requests as f64);
+    }
+}
+
 /// How far the change log of items is applied, the items that differ from the build, and the live
 /// rows of the index.
 pub fn items_changed(sequence: u64, changed: usize, live_rows: usize) {
@@ -254,6 +270,36 @@ pub fn registry_reachable(reachable: bool) {
 pub fn ready(ready: bool) {
     if let Some(handles) = HANDLES.get() {
         handles.ready.set(if ready { 1.0 } else { 0.0 });
+    }
+}
+
+/// Something came of an answer. The caller bounds the labels.
+pub fn outcome(outcome: &'static str, variant: &str, device: &str, region: &str) {
+    if HANDLES.get().is_some() {
+        let labels = labels_of(variant, device, region);
+        metrics::counter!(OUTCOMES, "outcome" => outcome, "variant" => labels[0].clone(),
+            "device" => labels[1].clone(), "region" => labels[2].clone())
+        .increment(1);
+    }
+}
+
+/// Something of value came of an answer; whole hundredths are counted, since counters are whole.
+pub fn revenue(value: f64, variant: &str, device: &str, region: &str) {
+    if HANDLES.get().is_some() {
+        let [variant, device, region] = labels_of(variant, device, region);
+        metrics::counter!(REVENUE, "variant" => variant, "device" => device, "region" => region)
+            .increment((value * 100.0).round().max(0.0) as u64);
+    }
+}
+
+fn labels_of(variant: &str, device: &str, region: &str) -> [String; 3] {
+    [variant, device, region].map(str::to_owned)
+}
+
+/// When the knowledge of the bundle that serves ends.
+pub fn bundle_as_of(time_ms: i64) {
+    if let Some(handles) = HANDLES.get() {
+        handles.bundle_as_of.set(time_ms as f64 / 1000.0);
     }
 }
 

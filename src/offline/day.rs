@@ -572,6 +572,7 @@ impl Run<'_> {
             (work.dir("towers").join(files::TOWERS), files::TOWERS),
             (work.dir("index").join(format!("{}.bin", moment.name())), files::INDEX),
             (work.dir("ranker").join(files::RANKER), files::RANKER),
+            (work.dir("ranker").join(files::REFERENCE), files::REFERENCE),
         ];
         for (from, name) in copies {
             std::fs::copy(&from, dir.join(name))

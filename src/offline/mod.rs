@@ -38,6 +38,7 @@ pub mod progress;
 pub mod publish;
 mod raw;
 pub mod recall;
+mod reference;
 pub mod report;
 pub mod skew;
 pub mod split;

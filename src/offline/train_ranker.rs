@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::examples::{self, Kind, Models, Rows, Source};
 use super::progress;
+use super::reference;
 use super::split::Split;
 use crate::ffi::lightgbm::{self, Dataset, EarlyStop, Params, Table, Target};
 use crate::types::DAY_MS;
@@ -47,7 +48,7 @@ pub struct Summary {
     pub missed_by_retrieval: u64,
 }
 
-/// Trains and writes `ranker.txt`.
+/// Trains and writes `ranker.txt`, and `reference.json` beside it.
 pub fn run(
     source: &Source,
     models: &Models,
@@ -91,6 +92,7 @@ pub fn run(
     std::fs::write(out.join(crate::bundle::files::RANKER), &trained.model)?;
     let forest = crate::forest::Forest::parse(&trained.model)
         .context("LightGBM wrote a model that the evaluator refuses")?;
+    reference::write(source, models, &split.validation_ms, &forest, out)?;
     let gain: f64 = forest.importance().iter().map(|i| i.gain).sum();
     let mut importance: Vec<(String, f64)> =
         forest.importance().into_iter().map(|i| (i.feature, i.gain / gain.max(1e-300))).collect();

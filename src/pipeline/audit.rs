@@ -7,12 +7,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::context::{Context, Inputs, request_input};
+use super::every::Every;
 use super::record;
 use super::serving::Serving;
 use crate::features::Candidate;
@@ -28,10 +27,7 @@ const WINDOW: usize = 200;
 /// Draws requests and checks them.
 pub struct Audit {
     queue: Option<Sender<Sample>>,
-    started: Instant,
-    interval_ms: u64,
-    /// When the next request is drawn, milliseconds since `started`.
-    next_ms: AtomicU64,
+    every: Every,
 }
 
 struct Sample {
@@ -59,19 +55,13 @@ impl Audit {
             std::thread::Builder::new().name("audit".to_owned()).spawn(body)?;
             queue = Some(sender);
         }
-        Ok(Self { queue, started: Instant::now(), interval_ms, next_ms: AtomicU64::new(0) })
+        Ok(Self { queue, every: Every::new(interval_ms) })
     }
 
     /// Draws a request whose candidates have been found, or not.
     pub fn offer(&self, cx: &Context) {
         let Some(queue) = &self.queue else { return };
-        let (now_ms, next_ms) =
-            (self.started.elapsed().as_millis() as u64, self.next_ms.load(Relaxed));
-        let after = now_ms + self.interval_ms;
-        // One of the requests of this moment is drawn; the others see the next time.
-        if now_ms < next_ms
-            || self.next_ms.compare_exchange(next_ms, after, Relaxed, Relaxed).is_err()
-        {
+        if !self.every.is_drawn() {
             return;
         }
         let rows: Vec<usize> =

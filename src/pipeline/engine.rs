@@ -12,6 +12,7 @@ use super::answer::{Answer, Timings};
 use super::audit::Audit;
 use super::context::{Asked, Call};
 use super::deadline::Deadline;
+use super::drift;
 use super::explain::{self, Explainer, Explanation};
 use super::gather;
 use super::item_changes::{self, ItemChanges};
@@ -78,6 +79,7 @@ pub struct Parts {
     pub executor: executor::Config,
     /// A challenger that nobody sees scores one request in so many.
     pub shadow_every: u64,
+    pub drift: drift::Config,
 }
 
 /// Answers requests.
@@ -92,6 +94,7 @@ pub struct Engine {
     settings: Arc<Settings>,
     users: Arc<Users>,
     shadow: Shadow,
+    drift: Arc<drift::Watch>,
     item_changes: ItemChanges,
     stages: Stages,
     audit: Arc<Audit>,
@@ -107,7 +110,7 @@ pub enum StartError {
     Executor(#[from] executor::Error),
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("no thread for the recall audit or the shadow: {0}")]
+    #[error("no thread for the audit, the drift or the shadow: {0}")]
     Thread(#[from] std::io::Error),
     #[error(transparent)]
     Bundle(#[from] bundle::Error),
@@ -129,7 +132,7 @@ pub enum PublishError {
 impl Engine {
     /// Starts the threads.
     pub fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { bundle, users, item_changes, settings, executor, shadow_every } = parts;
+        let Parts { bundle, users, item_changes, settings, executor, shadow_every, drift } = parts;
         settings.pipeline.check()?;
         let clock = Clock::starting_at(settings.pipeline.clock_starts_at_ms()?);
         let audit = Arc::new(Audit::start(settings.pipeline.recall_audit_interval_ms)?);
@@ -137,6 +140,7 @@ impl Engine {
         let stable = Arc::new(Serving::new(1, bundle, settings.clone())?);
         users.check(&stable.fit)?;
         let users = Arc::new(users);
+        let drift = drift::Watch::start(&drift)?;
         let shadow = Shadow::start(shadow_every, users.clone())?;
         Ok(Self {
             versions: ArcSwap::from_pointee(Versions { stable, trial: None }),
@@ -146,6 +150,7 @@ impl Engine {
             settings,
             users,
             shadow,
+            drift: Arc::new(drift),
             item_changes,
             stages: Stages::start(&executor)?,
             audit,
@@ -194,10 +199,12 @@ impl Engine {
         let mut timings = Timings::default();
         timings.stages[0] = entry.elapsed();
         let (inputs, audit) = (Arc::new(inputs), self.audit.clone());
+        let watch = self.drift.clone();
         let serving_of_call = serving.clone();
         let call = Call { serving: serving_of_call, inputs, deadline, cached, degraded, timings };
         let after = move |cx: &super::Context| {
             audit.offer(cx);
+            watch.offer(cx, arm);
             let vector = missed.then(|| Arc::from(cx.scratch.vector.as_slice()));
             (vector, Counts::of(cx), record::served(cx))
         };
@@ -299,7 +306,16 @@ impl Engine {
 
     /// What this process has counted of the rollout under way.
     pub fn trial_counts(&self) -> Option<ArmCounts> {
-        Some(self.trial()?.tallies.counts())
+        let trial = self.trial()?;
+        for arm in Arm::ALL {
+            trial.tally.drifted(arm, self.drift.furthest(arm));
+        }
+        Some(trial.tallies.counts())
+    }
+
+    /// How far what the versions see is from their training.
+    pub fn drift(&self) -> Arc<drift::Latest> {
+        self.drift.latest()
     }
 
     /// To which arm of the newest rollout an event belongs, by the id of the answer.

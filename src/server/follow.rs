@@ -225,6 +225,7 @@ fn on_trial_text(plan: &Challenger) -> String {
 fn tell(shared: &Shared, engine: &Engine) {
     let serving = engine.serving();
     monitor::bundle(serving.version());
+    monitor::bundle_as_of(serving.bundle.manifest.as_of_ms);
     shared.parts.health.set("bundle", serving.remarks.is_empty(), serving.describe());
 }
 

@@ -27,6 +27,7 @@ mod auth;
 mod console;
 mod follow;
 mod items;
+mod outcomes;
 mod routes;
 pub mod wire;
 
@@ -221,8 +222,10 @@ async fn open(
             let serving = engine.serving();
             let version = serving.version().to_owned();
             let (whole, text) = (serving.remarks.is_empty(), serving.describe());
+            let as_of_ms = serving.bundle.manifest.as_of_ms;
             if shared.engine.set(engine).is_ok() {
                 monitor::bundle(&version);
+                monitor::bundle_as_of(as_of_ms);
                 shared.parts.health.set("bundle", whole, text);
                 shared.parts.health.set_ready();
                 monitor::ready(shared.parts.health.is_ready());

@@ -8,7 +8,7 @@ use actix_web::web::{self, Bytes, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
 
 use super::wire::{self, Ask, EventLimits, Fault};
-use super::{Shared, console, items};
+use super::{Shared, console, items, outcomes};
 use crate::events::{EventRecord, Refused, RequestRecord, Taken};
 use crate::executor::Rejected;
 use crate::monitor::{self, Phase, Route};
@@ -27,6 +27,7 @@ pub fn all(app: &mut ServiceConfig, with_console: bool) {
         .service(post("/v1/events", web::post().to(events)))
         .service(post("/v1/items", web::post().to(items::upsert)))
         .service(item("/v1/items/{id}"))
+        .service(get("/v1/drift", drift))
         .service(get("/healthz", healthz))
         .service(get("/readyz", readyz))
         .service(get("/metrics", metrics));
@@ -223,7 +224,9 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
     let known = |at: Option<usize>| at.is_some_and(|at| taken.known.binary_search(&at).is_ok());
     let new: Vec<bool> = events.iter().map(|_| !known(at.next())).collect();
     for ((event, credit), _) in events.iter().zip(&credits).zip(&new).filter(|(_, new)| **new) {
-        if let (Some(credit), Some(outcome)) = (credit, outcome(shared, event)) {
+        let Some(outcome) = outcome(shared, event) else { continue };
+        outcomes::count(engine, event, outcome);
+        if let Some(credit) = credit {
             credit.count(outcome);
         }
     }
@@ -284,6 +287,16 @@ async fn readyz(shared: Data<Shared>) -> HttpResponse {
     observe(Route::Probe, Instant::now(), json(status, body))
 }
 
+/// How far what the ranker sees is from its training.
+async fn drift(shared: Data<Shared>) -> HttpResponse {
+    let started = Instant::now();
+    let response = match engine(&shared) {
+        Ok(engine) => json(StatusCode::OK, wire::drift(&engine.drift())),
+        Err(fault) => refuse(&fault),
+    };
+    observe(Route::Drift, started, response)
+}
+
 async fn metrics(shared: Data<Shared>) -> HttpResponse {
     let started = Instant::now();
     let text = shared.parts.exporter.render();
@@ -295,7 +308,7 @@ async fn metrics(shared: Data<Shared>) -> HttpResponse {
 
 async fn not_found(http: HttpRequest) -> HttpResponse {
     let message = format!(
-        "no such path `{}`: POST /v1/recommendations, /v1/explain, /v1/events, /v1/items, GET /healthz, /readyz, \
+        "no such path `{}`: POST /v1/recommendations, /v1/explain, /v1/events, /v1/items, GET /v1/drift, /healthz, /readyz, \
          /metrics",
         http.path()
     );

@@ -14,10 +14,12 @@ use crate::monitor::Component;
 use crate::pipeline::{Answer, AnswerItem, HistoryItem, Location, STAGES};
 use crate::types::{ItemId, UserId};
 
+mod drift;
 mod explain;
 mod fields;
 mod items;
 
+pub use drift::drift;
 pub use explain::{explain, explanation};
 use fields::Object;
 pub use items::{item_patch, items, items_taken};

@@ -1,6 +1,7 @@
 //! Everything that needs a world: generated, taken through the day and served by the real binary,
 //! once a test run.
 
+mod alerts;
 mod events;
 mod feast;
 mod gate;

@@ -40,7 +40,9 @@ impl Day<'_> {
         }
         std::fs::create_dir_all(&dir)?;
         let towers = self.pool.install(|| self.parts(&base, &collected, time_ms, &dir))?;
-        for name in [files::RANKER, files::REPORT, files::FEATURES, files::DICTIONARIES] {
+        let copied = [files::RANKER, files::REPORT, files::FEATURES, files::DICTIONARIES];
+        let remembered = base.reference.is_some().then_some(files::REFERENCE);
+        for name in copied.into_iter().chain(remembered) {
             let from = base_dir.join(name);
             std::fs::copy(&from, dir.join(name))
                 .with_context(|| format!("copy {}", from.display()))?;

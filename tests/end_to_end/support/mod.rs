@@ -370,6 +370,11 @@ impl Server {
         server
     }
 
+    /// Host and port.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
     pub fn get(&self, path: &str) -> Reply {
         let (status, text) = self.get_text(path);
         (status, serde_json::from_str(&text).unwrap_or(Value::Null))
