@@ -2,7 +2,7 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test test-feast test-spark check demo clean-demo serve bench-sql bench-forest bench-index bench-e2e fuzz sanitize
+.PHONY: help setup build test test-feast test-spark check demo clean-demo serve simulate bench-sql bench-forest bench-index bench-e2e fuzz sanitize
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ clean-demo: ## stop the demo's Redis and delete its data; bundles stay
 
 serve: build ## serve what the demo published, without running the pipeline again
 	@tools/serve.sh
+
+simulate: ## five days of the closed loop on a generated world -> bench/record/loop.csv (DAYS, ITEMS, USERS, VISITS)
+	@tools/simulate.sh
 
 bench-forest: ## the forest evaluator beside LightGBM and lleaves -> bench/record/forest.csv (CORE=1 pins it)
 	@tools/bench-forest.sh

@@ -13,8 +13,8 @@
 //! for any chunk size, any number of threads, and, item by item, any number of items. Memory is
 //! bounded by `--chunk-rows`, plus 4 bytes an item while events are drawn.
 
-mod behaviour;
-mod tables;
+pub mod behaviour;
+pub mod tables;
 #[cfg(test)]
 mod tests;
 pub mod world;
@@ -230,7 +230,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// The arguments that made the world, beside it.
+    /// The arguments that made the world, beside it; [`Made::read`] reads them.
     fn record(&self) -> Result<()> {
         let args = self.args;
         let record = serde_json::json!({
@@ -284,6 +284,46 @@ impl Job<'_> {
             });
         });
         flat
+    }
+}
+
+/// What `world.json` says of the world beside it.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Made {
+    pub items: u64,
+    pub users: u64,
+    pub days: u32,
+    pub start_date: NaiveDate,
+    pub seed: u64,
+    pub region_by_topic: bool,
+    pub noise: f64,
+}
+
+impl Made {
+    /// Of the world in this directory.
+    ///
+    /// # Errors
+    /// When there is no whole world.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("world.json");
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!("{}: make a world with `shortlist generate`", path.display())
+        })?;
+        serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// The law of that world.
+    ///
+    /// # Errors
+    /// When its first day is out of range.
+    pub fn world(&self) -> Result<World> {
+        Ok(World::new(Setting {
+            seed: self.seed,
+            noise: self.noise,
+            region_by_topic: self.region_by_topic,
+            start_us: day_us(self.start_date, 0)?,
+            days: self.days,
+        }))
     }
 }
 

@@ -17,6 +17,8 @@ mod report;
 mod rollout;
 mod serve;
 #[cfg(feature = "etl")]
+mod simulate;
+#[cfg(feature = "etl")]
 mod skew;
 
 use std::path::PathBuf;
@@ -62,6 +64,9 @@ enum Command {
     Evaluate(evaluate::Args),
     /// Write a synthetic world of any size.
     Generate(generate::Args),
+    /// Let the users of a generated world ask a server, click and buy.
+    #[cfg(feature = "etl")]
+    Simulate(simulate::Args),
     /// Build, inspect and measure indexes.
     Index(index::Args),
     /// Challengers beside the bundle that serves: start, watch, rehearse.
@@ -107,6 +112,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Skew(args) => skew::run(&args, &load()?),
         Command::Evaluate(args) => evaluate::run(&args, &load()?),
         Command::Generate(args) => generate::run(args),
+        #[cfg(feature = "etl")]
+        Command::Simulate(args) => simulate::run(&args, &load()?),
         Command::Index(args) => index::run(&args, &load()?),
         Command::Rollout(args) => rollout::run(&args, &load()?),
         Command::Bundle(args) => bundle::run(&args, &load()?),

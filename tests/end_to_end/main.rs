@@ -14,6 +14,7 @@ mod replay;
 mod report;
 mod resume;
 mod rollout;
+mod simulate;
 mod skew;
 mod suggest;
 mod support;

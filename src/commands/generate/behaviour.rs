@@ -124,11 +124,7 @@ impl<'a> Catalogue<'a> {
 
     /// One slate: its impressions, then what came of them.
     fn request(&self, person: &Person, rng: &mut Pcg64Mcg, events: &mut Vec<Event>) {
-        let device = match rng.random::<f64>() {
-            x if x < 0.6 => "mobile",
-            x if x < 0.9 => "desktop",
-            _ => "tablet",
-        };
+        let device = device(rng);
         let first = events.len();
         let mut shown: Vec<(u32, Item)> = Vec::with_capacity(SLATE);
         for _ in 0..SLATE {
@@ -154,7 +150,7 @@ impl<'a> Catalogue<'a> {
             event.kind = Kind::Click;
             event.time_us += rng.random_range(SECOND_US..90 * SECOND_US);
             events.push(event.clone());
-            if rng.random_bool(logistic(-1.6 + 0.5 * f64::from(item.quality))) {
+            if rng.random_bool(purchase_chance(item)) {
                 event.kind = Kind::Purchase;
                 event.time_us += rng.random_range(30 * SECOND_US..HOUR_US);
                 event.value = Some(item.price);
@@ -206,19 +202,41 @@ impl<'a> Catalogue<'a> {
     fn click_chance(&self, person: &Person, row: u32, item: &Item, at: usize, device: &str) -> f64 {
         let mut latent = [0.0; DIM];
         self.world.item_latent(row.into(), &mut latent);
-        let likeness = f64::from(kernels::dot(person.latent, &latent));
-        let price_gap = f64::from(item.price_z - person.user.price_z);
-        let on_mobile = if device == "mobile" { -0.2 } else { 0.0 };
-        let liked = logistic(
-            -3.3 + 4.0 * likeness + 0.6 * f64::from(item.quality) - 0.15 * price_gap * price_gap
-                + on_mobile,
-        );
-        examined(at) * liked
+        examined(at) * appeal(person.user, person.latent, item, &latent, device)
     }
 
     fn of_cluster(&self, cluster: u16) -> &[u32] {
         let cluster = cluster as usize;
         &self.members[self.offsets[cluster] as usize..self.offsets[cluster + 1] as usize]
+    }
+}
+
+/// The chance that a user clicks on an item that they look at.
+pub fn appeal(
+    user: &User,
+    user_latent: &[f32; DIM],
+    item: &Item,
+    item_latent: &[f32; DIM],
+    device: &str,
+) -> f64 {
+    let likeness = f64::from(kernels::dot(user_latent, item_latent));
+    let price_gap = f64::from(item.price_z - user.price_z);
+    let on_mobile = if device == "mobile" { -0.2 } else { 0.0 };
+    let quality = f64::from(item.quality);
+    logistic(-3.3 + 4.0 * likeness + 0.6 * quality - 0.15 * price_gap * price_gap + on_mobile)
+}
+
+/// The chance that a click becomes a purchase.
+pub fn purchase_chance(item: &Item) -> f64 {
+    logistic(-1.6 + 0.5 * f64::from(item.quality))
+}
+
+/// The device of a request.
+pub fn device(rng: &mut Pcg64Mcg) -> &'static str {
+    match rng.random::<f64>() {
+        x if x < 0.6 => "mobile",
+        x if x < 0.9 => "desktop",
+        _ => "tablet",
     }
 }
 
@@ -231,7 +249,7 @@ struct Person<'a> {
 }
 
 /// The chance that a position is looked at at all.
-pub(super) fn examined(position: usize) -> f64 {
+pub fn examined(position: usize) -> f64 {
     (1.0 + position as f64).powf(-0.35)
 }
 

@@ -130,11 +130,11 @@ impl TableWriter {
 }
 
 /// `i0000001` and the like: row numbers from 1, seven digits or more.
-pub(super) fn id(letter: char, row: u64) -> String {
+pub fn id(letter: char, row: u64) -> String {
     format!("{letter}{:07}", row + 1)
 }
 
-pub(super) fn category(topic: u16) -> String {
+pub fn category(topic: u16) -> String {
     let topic = topic as usize % TOPICS;
     format!("{} {}", DEPARTMENTS[topic / KINDS.len()], KINDS[topic % KINDS.len()])
 }
