@@ -9,8 +9,9 @@ use anyhow::{Context, bail};
 use crate::bundle::{Bundle, ChangeLog, Registry};
 use crate::config::Config;
 use crate::events::{self, RequestRecord};
+use crate::pipeline::diff::{self, Diff};
 use crate::pipeline::replay::{Replayer, Verified};
-use crate::pipeline::{Serving, Settings, advance, diff};
+use crate::pipeline::{Serving, Settings, advance};
 
 /// Arguments of `shortlist replay`.
 #[derive(clap::Args)]
@@ -144,6 +145,22 @@ fn compare(
     bundle: &str,
     json: bool,
 ) -> anyhow::Result<()> {
+    let diffs = diffs(versions, groups, bundle)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&diffs)?);
+        return Ok(());
+    }
+    for diff in &diffs {
+        diff.lines().iter().for_each(|line| println!("{line}"));
+    }
+    Ok(())
+}
+
+fn diffs(
+    versions: &Versions,
+    groups: &BTreeMap<Version, Vec<RequestRecord>>,
+    bundle: &str,
+) -> anyhow::Result<Vec<Diff>> {
     let mut diffs = Vec::new();
     for (version, requests) in groups {
         let old = versions.open(version)?;
@@ -153,14 +170,25 @@ fn compare(
         versions.advance(&new.bundle, u64::MAX)?;
         diffs.push(diff::compare(&old, &new, requests));
     }
-    if json {
-        println!("{}", serde_json::to_string_pretty(&diffs)?);
-        return Ok(());
+    Ok(diffs)
+}
+
+/// How `challenger` would have answered the newest requests that `stable` did, at most `limit`.
+///
+/// # Errors
+/// When none was logged in full, or a bundle cannot be opened.
+pub fn rehearse(
+    config: &Config,
+    stable: &str,
+    challenger: &str,
+    limit: usize,
+) -> anyhow::Result<Vec<Diff>> {
+    let mut requests = requests(&config.events.dir, None, limit)?;
+    requests.retain(|request| request.bundle_version == stable);
+    if requests.is_empty() {
+        bail!("no request that {stable} answered is logged in full");
     }
-    for diff in &diffs {
-        diff.lines().iter().for_each(|line| println!("{line}"));
-    }
-    Ok(())
+    diffs(&Versions::new(config)?, &group(requests), challenger)
 }
 
 /// Opens what answered.

@@ -5,11 +5,16 @@ mod rehearse;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 
+use super::replay;
 use crate::bundle::{Challenger, Registry, Rollout};
 use crate::config::Config;
 use crate::experiments::{Arm, Settings, Stage};
 use crate::pipeline::{RolloutConfig, begin, verdict};
 
+/// Requests of yesterday that a challenger is asked before anybody sees it.
+const REPLAYED_MAX: usize = 500;
+/// It may answer this share of them with fewer items than the stable version.
+const SHORTER_MAX: f64 = 0.01;
 /// Who wrote a state that this command wrote.
 const WHO: &str = "operator";
 
@@ -29,6 +34,9 @@ enum Command {
         /// Why; stands in the registry.
         #[arg(long, default_value = "started by hand")]
         reason: String,
+        /// Do not ask it yesterday's requests first.
+        #[arg(long)]
+        without_replay: bool,
     },
     /// What is tried, how far it has come, and what each guardrail sees.
     Status,
@@ -65,7 +73,34 @@ pub fn run(args: &Args, config: &Config) -> Result<()> {
     }
     let registry = Registry::open(&config.registry.url)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Command::Start { bundle, without_replay: false, .. } = &args.command
+        && let Some((_, state)) = runtime.block_on(registry.current())?
+    {
+        replayed(config, &state.bundle, bundle)?;
+    }
     runtime.block_on(act(&args.command, &registry, &config.rollout))
+}
+
+/// Shows how the challenger would have answered yesterday's requests; refuses one that would have had
+/// less to show.
+fn replayed(config: &Config, stable: &str, challenger: &str) -> Result<()> {
+    let diffs = match replay::rehearse(config, stable, challenger, REPLAYED_MAX) {
+        Ok(diffs) => diffs,
+        Err(error) => {
+            println!("not compared on yesterday's requests: {error:#}");
+            return Ok(());
+        }
+    };
+    for diff in &diffs {
+        diff.lines().iter().for_each(|line| println!("{line}"));
+        let percent = 100.0 * diff.shorter();
+        ensure!(
+            diff.shorter() <= SHORTER_MAX,
+            "{challenger} answers {percent:.1} % more of yesterday's requests with fewer items than asked \
+             for; look at it with `shortlist replay --against {challenger}`, or start it --without-replay"
+        );
+    }
+    Ok(())
 }
 
 async fn act(command: &Command, registry: &Registry, config: &RolloutConfig) -> Result<()> {
@@ -76,7 +111,7 @@ async fn act(command: &Command, registry: &Registry, config: &RolloutConfig) -> 
     let next = match command {
         Command::Rehearse(_) => return Ok(()),
         Command::Status => return status(registry, number, &state, now_ms, &config.guard).await,
-        Command::Start { bundle, reason } => {
+        Command::Start { bundle, reason, .. } => {
             let why = (reason.as_str(), WHO);
             begin(registry, (number, &state), bundle, why, now_ms, &config.guard)?
         }

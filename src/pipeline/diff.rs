@@ -69,6 +69,15 @@ impl Spread {
     }
 }
 
+impl Diff {
+    /// By how much more often the new version answers with fewer items than were asked for, as a share
+    /// of the requests.
+    pub fn shorter(&self) -> f64 {
+        let [old, new] = self.short.map(|count| count as f64);
+        (new - old) / self.requests.max(1) as f64
+    }
+}
+
 /// Collects the difference request by request.
 #[derive(Default)]
 pub struct Comparison {

@@ -31,7 +31,11 @@ impl Fleet {
         prepare(&bundles);
         bundles.turn_to("one");
         let url = format!("\"{}\"", bundles.root().display());
+        let log = format!("\"{}\"", bundles.root().join("log").display());
         let settings: Vec<(&'static str, String)> = [
+            ("events.dir", log.as_str()),
+            ("events.file_age_max_ms", "50"),
+            ("pipeline.log_full_share", "1.0"),
             ("registry.url", url.as_str()),
             ("registry.poll_interval_ms", "20"),
             ("rollout.counts_interval_ms", "60"),
@@ -143,8 +147,16 @@ fn borrowed(settings: &[(&'static str, String)]) -> Vec<(&'static str, &'static 
 #[test]
 fn a_good_challenger_serves_everybody_in_the_end() {
     let fleet = Fleet::start(&["one", "two"], |_| ());
+    for user in &world().users {
+        fleet.replicas[0].recommend(json!({"user_id": user}));
+    }
+    let written = || fleet.replicas[0].metric("shortlist_log_rows_written_total{log=\"requests\"}");
+    eventually("the log of the requests", || written() >= world().users.len() as f64);
     let started = fleet.rollout(&["start", "two", "--reason", "a test"]);
     assert!(started.contains("two on trial at shadow, beside one"), "{started}");
+    // Two is one by another name.
+    let n = world().users.len();
+    assert!(started.contains(&format!("{n} requests, {n} with the same answer")), "{started}");
     let last = fleet.visited_until_the_end(|_| 0.5);
     assert_eq!((last.bundle.as_str(), last.percent), ("two", 100), "{}", last.reason);
     fleet.settled();
