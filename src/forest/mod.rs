@@ -15,6 +15,7 @@
 //! so a walk ends; `text` refuses everything else.
 
 mod bytes;
+mod calibrate;
 mod compiled;
 mod evaluator;
 mod explain;
@@ -22,6 +23,7 @@ mod explain;
 mod tests;
 mod text;
 
+pub use calibrate::Platt;
 pub use evaluator::{Bins, CompileError, Evaluator, Scratch};
 pub use text::Error;
 

@@ -514,3 +514,20 @@ mod oracle {
         assert!(named >= 6, "the model uses its columns");
     }
 }
+
+#[test]
+fn a_line_written_into_a_model_moves_probabilities_and_no_order() {
+    let line = Platt { slope: 0.5, intercept: -1.0 };
+    let text = line.write_into(SMALL).unwrap();
+    let (plain, moved) = (Forest::parse(SMALL).unwrap(), Forest::parse(&text).unwrap());
+    let rows = [[0.5, 1.0, 0.0], [0.6, 1.0, 0.0], [0.6, 2.0, 0.0]];
+    let (before, after) = (scores(&plain, &rows), scores(&moved, &rows));
+    for (before, after) in before.iter().zip(after) {
+        assert_eq!(after, before - 2.0, "the intercept over the slope");
+        assert!((moved.probability(after) - line.probability(*before)).abs() < 1e-15);
+    }
+    assert!(text.contains("\nobjective=binary sigmoid:0.5\n"));
+    let averaged = SMALL.replace("objective=", "average_output\nobjective=");
+    assert_eq!(line.write_into(&averaged), Err(Error::Averages));
+    assert!(matches!(line.write_into("not a model"), Err(Error::NotAModel { .. })));
+}

@@ -87,6 +87,7 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         self.aggregates.check()?;
         self.gate.check()?;
+        self.ranker.check()?;
         let towers = &self.towers;
         ensure!(
             towers.snapshot_every_days > 0,

@@ -174,6 +174,25 @@ pub fn columns_of(
 }
 
 impl Rows {
+    /// Where every impression is a request of its own, there is nothing to order in a request: those
+    /// of a user that follow one another become one.
+    pub fn join_single_rows(&mut self) {
+        if self.group_rows.iter().any(|&rows| rows > 1) {
+            return;
+        }
+        let (mut sizes, mut users) = (Vec::new(), Vec::new());
+        for &user in &self.users {
+            match sizes.last_mut().filter(|_| users.last() == Some(&user)) {
+                Some(size) => *size += 1,
+                None => {
+                    sizes.push(1);
+                    users.push(user);
+                }
+            }
+        }
+        (self.group_rows, self.users) = (sizes, users);
+    }
+
     /// Appends the rows of another.
     pub fn append(&mut self, other: Rows) {
         self.values.extend(other.values);
@@ -391,6 +410,21 @@ mod tests {
             weights: vec![1.0; labels.len()],
             missed: 0,
         }
+    }
+
+    #[test]
+    fn impressions_of_a_user_become_one_group_and_requests_stay() {
+        let rows = |sizes: &[u32], users: &[u32]| Rows {
+            group_rows: sizes.to_vec(),
+            users: users.to_vec(),
+            ..Rows::default()
+        };
+        let mut single = rows(&[1, 1, 1, 1], &[4, 4, 9, 4]);
+        single.join_single_rows();
+        assert_eq!((single.group_rows, single.users), (vec![2, 1, 1], vec![4, 9, 4]));
+        let mut requests = rows(&[1, 3, 1], &[4, 4, 4]);
+        requests.join_single_rows();
+        assert_eq!(requests.group_rows, [1, 3, 1]);
     }
 
     #[test]

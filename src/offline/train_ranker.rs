@@ -12,6 +12,7 @@ use super::progress;
 use super::reference;
 use super::split::Split;
 use crate::ffi::lightgbm::{self, Dataset, EarlyStop, Params, Table, Target};
+use crate::forest::{Forest, Matrix, Platt};
 use crate::types::DAY_MS;
 
 /// Section `[offline.ranker]`.
@@ -22,7 +23,11 @@ pub struct Config {
     pub rounds_max: u32,
     /// Rounds without a better validation metric after which training ends.
     pub patience_rounds: u32,
-    /// The validation metric that is watched.
+    /// What is learnt.
+    pub objective: Objective,
+    /// What makes probabilities of scores.
+    pub calibration: Calibration,
+    /// The validation metric that is watched: `auc`, `ndcg@10`, ...
     pub metric: String,
     /// Candidates without a success that are kept of a request whose candidates come from
     /// retrieval.
@@ -34,6 +39,47 @@ pub struct Config {
     pub params: BTreeMap<String, toml::Value>,
 }
 
+/// What LightGBM learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// Whether a candidate succeeds: log loss.
+    Binary,
+    /// The order of the candidates of a request: NDCG (Burges 2010).
+    Lambdarank,
+}
+
+/// What makes probabilities of scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Calibration {
+    /// The scores as they are.
+    None,
+    /// A line through the log odds, fitted on the validation days.
+    Platt,
+}
+
+impl Config {
+    /// Refuses what LightGBM would only say in the middle of the day, or not at all.
+    pub fn check(&self) -> Result<()> {
+        for key in ["objective", "metric", "eval_at", "categorical_feature"] {
+            ensure!(
+                !self.params.contains_key(key),
+                "offline.ranker.params.{key}: set offline.ranker.objective and .metric instead; \
+                 categories follow from the schema"
+            );
+        }
+        if let Some((name, k)) = self.metric.split_once('@') {
+            ensure!(
+                k.parse::<u32>().is_ok_and(|k| k > 0) && !name.is_empty(),
+                "offline.ranker.metric = \"{}\": give a name like auc or ndcg@10",
+                self.metric
+            );
+        }
+        Ok(())
+    }
+}
+
 /// What training came to; `ranker.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
@@ -41,6 +87,9 @@ pub struct Summary {
     pub validation_rows: usize,
     pub positives: usize,
     pub trees: u32,
+    pub objective: Objective,
+    /// The line that makes probabilities of scores.
+    pub calibration: Option<Platt>,
     pub validation: BTreeMap<String, f64>,
     /// Share of the total gain by feature, largest first.
     pub importance: Vec<(String, f64)>,
@@ -57,8 +106,8 @@ pub fn run(
     threads: usize,
     out: &Path,
 ) -> Result<Summary> {
-    let (train, missed) = rows(source, models, config, &split.ranker_ms, "ranker rows")?;
-    let (valid, _) = rows(source, models, config, &split.validation_ms, "validation rows")?;
+    let (mut train, missed) = rows(source, models, config, &split.ranker_ms, "ranker rows")?;
+    let (mut valid, _) = rows(source, models, config, &split.validation_ms, "validation rows")?;
     for (rows, window) in [(&train, &split.ranker_ms), (&valid, &split.validation_ms)] {
         ensure!(
             rows.labels.contains(&1.0) && rows.labels.contains(&0.0),
@@ -68,6 +117,10 @@ pub fn run(
             rows.labels.len()
         );
     }
+    if config.objective == Objective::Lambdarank {
+        train.join_single_rows();
+        valid.join_single_rows();
+    }
     let schema = models.schema;
     let names: Vec<String> = schema.features().iter().map(|f| f.name.clone()).collect();
     let categories: Vec<usize> =
@@ -76,7 +129,15 @@ pub fn run(
     for (key, value) in &config.params {
         params = params.with(key, value.to_string().trim_matches('"'));
     }
-    params = params.with("metric", &config.metric);
+    let objective = match config.objective {
+        Objective::Binary => "binary",
+        Objective::Lambdarank => "lambdarank",
+    };
+    params = params.with("objective", objective);
+    params = match config.metric.split_once('@') {
+        Some((name, k)) => params.with("metric", name).with("eval_at", k),
+        None => params.with("metric", &config.metric),
+    };
     let data = Dataset::new(table(&train, schema.len()), target(&train), &names, &params)?;
     let check = data.validation(table(&valid, schema.len()), target(&valid), &params)?;
     let bar = progress::bar("train ranker", u64::from(config.rounds_max));
@@ -89,9 +150,18 @@ pub fn run(
             }
         })?;
     bar.finish_and_clear();
-    std::fs::write(out.join(crate::bundle::files::RANKER), &trained.model)?;
-    let forest = crate::forest::Forest::parse(&trained.model)
+    let forest = Forest::parse(&trained.model)
         .context("LightGBM wrote a model that the evaluator refuses")?;
+    let calibration = calibration(&forest, &valid, config)?;
+    let (model, forest) = match calibration {
+        Some(line) => {
+            let model = line.write_into(&trained.model).context("calibrate the ranker")?;
+            let forest = Forest::parse(&model).context("the calibrated model is refused")?;
+            (model, forest)
+        }
+        None => (trained.model.clone(), forest),
+    };
+    std::fs::write(out.join(crate::bundle::files::RANKER), model)?;
     reference::write(source, models, &split.validation_ms, &forest, out)?;
     let gain: f64 = forest.importance().iter().map(|i| i.gain).sum();
     let mut importance: Vec<(String, f64)> =
@@ -107,10 +177,32 @@ pub fn run(
         validation_rows: valid.labels.len(),
         positives: train.labels.iter().filter(|&&label| label == 1.0).count(),
         trees: trained.best_round,
+        objective: config.objective,
+        calibration,
         validation,
         importance,
         missed_by_retrieval: missed,
     })
+}
+
+/// Scores of the validation rows as probabilities. A ranking objective promises none by itself, so
+/// there nothing is left as it is.
+fn calibration(forest: &Forest, valid: &Rows, config: &Config) -> Result<Option<Platt>> {
+    if config.calibration == Calibration::None {
+        return Ok(None);
+    }
+    let width = forest.feature_count();
+    let score = |row: &[f32]| {
+        let mut raw = [0.0];
+        forest.score(&Matrix::new(row, &[], 1), &mut raw);
+        raw[0]
+    };
+    let raw: Vec<f64> = valid.values.chunks_exact(width).map(score).collect();
+    let line = Platt::fit(&raw, &valid.labels, &valid.weights).context(
+        "offline.ranker.calibration = \"platt\": on the validation days higher scores do not go with \
+         more successes; see the labels, or set \"none\"",
+    )?;
+    Ok(Some(line))
 }
 
 fn table(rows: &Rows, columns: usize) -> Table<'_> {

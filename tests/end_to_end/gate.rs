@@ -347,3 +347,34 @@ fn models_that_are_not_finite_are_refused_and_an_override_says_who_and_why() {
     assert_eq!(state["who"], "ada");
     assert!(state["reason"].as_str().unwrap().contains("the shop opens today"));
 }
+
+#[test]
+fn a_ranker_that_learns_the_order_promises_probabilities_once_calibrated() {
+    let trial = Trial::new();
+    let lambdarank = [
+        ("offline.ranker.objective", "\"lambdarank\""),
+        ("offline.ranker.metric", "\"ndcg@10\""),
+        ("offline.gate.ndcg_margin", "1.0"),
+    ];
+    let model = || fs::read_to_string(trial.work().join("ranker").join(files::RANKER)).unwrap();
+    trial.passes(&lambdarank, &["--override", "a test"]);
+    assert!(model().contains("\nobjective=lambdarank"));
+    let report = || json(&trial.work().join("evaluate/report.json"));
+    let raw = report();
+    assert_eq!(raw["reliability"]["parts"], serde_json::json!([]), "scores are no probabilities");
+    assert!(raw["ranker"]["ranker/logloss"].is_null());
+    let more = [&lambdarank[..], &[("offline.ranker.calibration", "\"platt\"")]].concat();
+    trial.passes(&more, &["--override", "a test"]);
+    assert!(model().contains("\nobjective=binary sigmoid:"));
+    let calibrated = report();
+    let auc = |report: &Value| report["ranker"]["ranker/auc"]["mean"].as_f64().unwrap();
+    assert!((auc(&calibrated) - auc(&raw)).abs() < 1e-12, "the order stays");
+    let ratio = calibrated["reliability"]["ratio"]["mean"].as_f64().unwrap();
+    assert!((0.5..2.0).contains(&ratio), "predicted over observed {ratio}");
+    let summary = json(&trial.work().join("ranker/ranker.json"));
+    assert!(summary["validation"]["ndcg@10"].as_f64().unwrap() > 0.1, "{summary}");
+    let (code, text) = trial.with(&[("offline.ranker.params.objective", "\"binary\"")], |more| {
+        trial.world.fails(more, &["pipeline", "ranker"])
+    });
+    assert!(code == 1 && text.contains("set offline.ranker.objective"), "{text}");
+}
