@@ -38,7 +38,7 @@ pub struct Manifest {
 }
 
 /// Columns by name, in the order of the towers' inputs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TowerInputs {
     pub item_codes: Vec<String>,

@@ -176,6 +176,14 @@ impl Bundle {
         if let Some(&(what, found)) = sizes.iter().find(|(_, found)| *found != items.len()) {
             return Err(Error::Size { what, found, items: items.len() });
         }
+        if ![0, users.ids().len()].contains(&towers.users()) {
+            let (found, expected) = (towers.users(), users.ids().len());
+            return Err(Error::TowerWidth {
+                what: "users in users.bin",
+                found: expected,
+                expected: found,
+            });
+        }
         check_towers(&towers, &*index, &manifest.tower_inputs)?;
         let ranker = open_ranker(dir, &schema)?;
         let reference = open_reference(dir, &manifest, &schema)?;
@@ -300,6 +308,10 @@ impl TowerUser {
         scratch: &mut EncodeScratch,
         out: &mut [f32],
     ) {
+        if let Some(vector) = user.row().and_then(|row| towers.user_vector(row)) {
+            out.copy_from_slice(vector);
+            return;
+        }
         let EncodeScratch { towers: space, codes, dense } = scratch;
         codes.clear();
         codes.extend(self.codes.iter().map(|&at| code(user.value(at))));

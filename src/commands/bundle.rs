@@ -1,5 +1,8 @@
 //! `shortlist bundle`: what a bundle holds, and whether it is whole.
 
+#[cfg(feature = "etl")]
+mod import;
+
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -21,11 +24,18 @@ enum Command {
         /// A bundle's directory; without one, the bundle that serves.
         dir: Option<PathBuf>,
     },
+    /// Form a bundle from item vectors, user vectors and a ranker that were made elsewhere.
+    #[cfg(feature = "etl")]
+    Import(import::Args),
 }
 
 /// Runs the command.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let Command::Inspect { dir } = &args.command;
+    let dir = match &args.command {
+        Command::Inspect { dir } => dir,
+        #[cfg(feature = "etl")]
+        Command::Import(args) => return import::run(args, config),
+    };
     let dir = match dir {
         Some(dir) => dir.clone(),
         None => serving(config)?,

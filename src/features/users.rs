@@ -56,6 +56,8 @@ impl UserMap<'_> {
 pub struct UserRow<'a> {
     values: &'a [f32],
     source: Source<'a>,
+    /// Row of the bundle's table, of a user that it knows.
+    row: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,7 +70,17 @@ enum Source<'a> {
 
 impl<'a> UserRow<'a> {
     pub(super) fn of_record(record: &'a UserRecord, values: &'a [f32]) -> Self {
-        Self { values, source: Source::Record(record) }
+        Self { values, source: Source::Record(record), row: None }
+    }
+
+    /// The same values as those of the user of a row of the bundle's table.
+    pub fn at(self, row: Option<u32>) -> Self {
+        Self { row, ..self }
+    }
+
+    /// The user's row of the bundle's table; none of a user that it does not know.
+    pub fn row(&self) -> Option<u32> {
+        self.row
     }
 
     /// The value of a column by position.
@@ -121,7 +133,7 @@ impl UserTable {
         let Some(row) = row else { return UserRow::default() };
         let width = self.columns.len();
         let values = &self.values[row as usize * width..][..width];
-        UserRow { values, source: Source::Table(self, row) }
+        UserRow { values, source: Source::Table(self, row), row: Some(row) }
     }
 
     /// Whether the id is known.

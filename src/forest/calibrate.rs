@@ -5,6 +5,7 @@
 //! added to every leaf of the first tree. So a calibrated model is a model like any other, for this
 //! evaluator and for LightGBM, and orders every row as before.
 
+use super::rewrite::Parts;
 use super::text::Error;
 
 /// A line through the log odds.
@@ -76,27 +77,18 @@ impl Platt {
     /// # Errors
     /// When the text is no model, or one whose predictions are means of its trees.
     pub fn write_into(self, model: &str) -> Result<String, Error> {
-        let parsed = super::Forest::parse(model)?;
-        let (header, rest) = model.split_once("\nTree=0\n").ok_or(Error::NoTrees)?;
+        let (parts, parsed) = Parts::of(model)?;
         if parsed.average {
             return Err(Error::Averages);
         }
-        let end = ["\nTree=1\n", "\nend of trees"].iter().filter_map(|mark| rest.find(mark)).min();
-        let (first, rest) = rest.split_at(end.ok_or(Error::NoTrees)?);
         let shift = self.intercept / self.slope;
-        let shifted = lines(first, |key, value| match key {
-            "leaf_value" | "internal_value" => Some(add(value, shift)),
-            _ => None,
-        });
-        let grown = shifted.len() as i64 - first.len() as i64;
-        let header = lines(header, |key, value| match key {
-            "objective" => Some(format!("binary sigmoid:{}", self.slope)),
-            "tree_sizes" => Some(first_grows(value, grown)),
-            _ => None,
-        });
-        let text = format!("{header}\nTree=0\n{shifted}{rest}");
-        super::Forest::parse(&text)?;
-        Ok(text)
+        let header = |key: &str, _: &str| {
+            (key == "objective").then(|| format!("binary sigmoid:{}", self.slope))
+        };
+        parts.with(header, |tree, key, value| {
+            let moved = tree == 0 && ["leaf_value", "internal_value"].contains(&key);
+            moved.then(|| add(value, shift))
+        })
     }
 }
 
@@ -141,28 +133,12 @@ impl Rows<'_> {
     }
 }
 
-/// The text with the values of some keys changed.
-fn lines(text: &str, change: impl Fn(&str, &str) -> Option<String>) -> String {
-    let changed = text.split('\n').map(|line| {
-        let found = line.split_once('=').and_then(|(key, value)| Some((key, change(key, value)?)));
-        found.map_or(line.to_owned(), |(key, value)| format!("{key}={value}"))
-    });
-    changed.collect::<Vec<_>>().join("\n")
-}
-
 /// Adds to each number of a list; the text was parsed, so each is one.
 fn add(values: &str, shift: f64) -> String {
     let shifted = values.split_ascii_whitespace().map(|value| {
         value.parse::<f64>().map_or(value.to_owned(), |value| (value + shift).to_string())
     });
     shifted.collect::<Vec<_>>().join(" ")
-}
-
-/// LightGBM finds its trees by their lengths in bytes.
-fn first_grows(sizes: &str, by: i64) -> String {
-    let (first, rest) = sizes.split_once(' ').unwrap_or((sizes, ""));
-    let first = first.parse::<i64>().map_or(first.to_owned(), |size| (size + by).to_string());
-    if rest.is_empty() { first } else { format!("{first} {rest}") }
 }
 
 #[cfg(test)]

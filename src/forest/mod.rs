@@ -19,12 +19,14 @@ mod calibrate;
 mod compiled;
 mod evaluator;
 mod explain;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 mod text;
 
 pub use calibrate::Platt;
 pub use evaluator::{Bins, CompileError, Evaluator, Scratch};
+pub use rewrite::over;
 pub use text::Error;
 
 /// LightGBM's `kZeroThreshold`: values this close to zero are zero to it.

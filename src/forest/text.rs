@@ -102,8 +102,10 @@ pub enum Error {
     Unreached { line: usize, tree: usize, found: usize, expected: usize },
     #[error("the text ends at line {line} before `end of trees`: it is truncated")]
     Truncated { line: usize },
-    #[error("the model has no tree, so it cannot be calibrated")]
+    #[error("the model has no tree")]
     NoTrees,
+    #[error("the {known} features of the schema do not have: {unknown}")]
+    Columns { unknown: String, known: usize },
     #[error("the model's predictions are means of its trees, so it cannot be calibrated")]
     Averages,
     #[error("line {line}: {what} exceed what 32-bit indices can name")]

@@ -269,7 +269,7 @@ impl Context {
 /// The user of a request: as the store knows it, else as the bundle does.
 pub fn user<'a>(serving: &'a Serving, inputs: &'a Inputs) -> UserRow<'a> {
     match &inputs.record {
-        Some(record) => record.row(),
+        Some(record) => record.row().at(inputs.user),
         None => serving.bundle.users.user(inputs.user),
     }
 }

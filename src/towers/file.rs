@@ -8,6 +8,8 @@
 //! standard.<side>.mean, standard.<side>.inverse   f32
 //! items.id_row          u32   by item
 //! items.code_row        u16   items x code columns
+//! users.row             u32   by user: row of users.vectors, or u32::MAX  (of foreign towers, may be
+//! users.vectors         f32   rows x dim                                   absent)
 //! ```
 
 use std::path::Path;
@@ -15,6 +17,7 @@ use std::path::Path;
 use crate::sections::{Column, Sections, SectionsWriter};
 
 use super::Error;
+use super::foreign::NO_VECTOR;
 use super::mlp::Mlp;
 use super::model::{POOLS_MAX, Shape, Standard, Table, Towers};
 
@@ -30,7 +33,7 @@ impl Towers {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let mut writer = SectionsWriter::create(path, self.tables.len() + 10)?;
+        let mut writer = SectionsWriter::create(path, self.tables.len() + 12)?;
         writer.write("towers.shape", &self.shape.to_words())?;
         writer.write("towers.pools", &self.shape.pool_half_lives_events)?;
         for (index, table) in self.tables.iter().enumerate() {
@@ -41,6 +44,10 @@ impl Towers {
         }
         writer.write::<u32>("items.id_row", &self.id_row)?;
         writer.write::<u16>("items.code_row", &self.item_code_row)?;
+        if !self.user_row.is_empty() {
+            writer.write::<u32>("users.row", &self.user_row)?;
+            writer.write::<f32>("users.vectors", &self.user_vectors)?;
+        }
         Ok(writer.finish()?)
     }
 
@@ -72,6 +79,10 @@ impl Towers {
             })
         };
         let items = shape.items as usize;
+        let (user_row, user_vectors) = match file.has("users.row") {
+            true => (file.keep("users.row")?, file.keep("users.vectors")?),
+            false => (Vec::new().into(), Vec::new().into()),
+        };
         let mut towers = Self {
             item: network("mlp.item", layout.item_input)?,
             user: network("mlp.user", layout.user_input)?,
@@ -79,6 +90,8 @@ impl Towers {
             user_standard: standard("user", shape.user_dense)?,
             id_row: file.keep_exact("items.id_row", items)?,
             item_code_row: file.keep_exact("items.code_row", items * shape.item_codes.len())?,
+            user_row,
+            user_vectors,
             version: String::new(),
             tables,
             layout,
@@ -102,6 +115,8 @@ impl Towers {
         }
         hash.update(bytemuck::cast_slice(&self.id_row));
         hash.update(bytemuck::cast_slice(&self.item_code_row));
+        hash.update(bytemuck::cast_slice(&self.user_row));
+        hash.update(bytemuck::cast_slice(&self.user_vectors));
         hash.finalize().to_hex().to_string()
     }
 
@@ -131,8 +146,13 @@ impl Towers {
                 range("code row", row.into(), u64::from(codes) + 1)?;
             }
         }
+        let vectors = self.user_vectors.len() / self.dim();
+        for &row in self.user_row.iter().filter(|row| **row != NO_VECTOR) {
+            range("user vector", row.into(), vectors as u64)?;
+        }
         let finite = |values: &Column<f32>| values.iter().all(|value| value.is_finite());
         let networks = self.networks().iter().all(|(_, v)| v.iter().all(|x| x.is_finite()));
+        let networks = networks && finite(&self.user_vectors);
         if !networks || !self.tables.iter().all(|table| finite(&table.values)) {
             return Err(Error::NotFinite { path: path.to_owned() });
         }

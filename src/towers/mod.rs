@@ -16,6 +16,7 @@
 //! vectors are searched. Training stands behind the feature `etl`; encoding is always there.
 
 mod file;
+mod foreign;
 mod mlp;
 mod model;
 #[cfg(all(test, feature = "etl"))]
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 #[cfg(all(test, feature = "etl"))]
 pub(crate) use train::random;
 
+pub use foreign::Foreign;
 pub use model::{ItemInput, MISSING, Scratch, Shape, Towers, UserInput};
 
 /// Hyper-parameters; every key is explained in `config/default.toml`.

@@ -104,6 +104,10 @@ pub struct Towers {
     pub(super) id_row: Column<u32>,
     /// Code rows by item, `items x item_codes`, for pooling histories; row 0 is "absent".
     pub(super) item_code_row: Column<u16>,
+    /// Row of `user_vectors` by user of the bundle's table; empty without such vectors.
+    pub(super) user_row: Column<u32>,
+    /// Vectors that came with users, instead of encoding them.
+    pub(super) user_vectors: Column<f32>,
     pub(super) version: String,
 }
 

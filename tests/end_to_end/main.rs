@@ -4,6 +4,7 @@
 mod alerts;
 mod events;
 mod feast;
+mod foreign;
 mod gate;
 mod http;
 mod kuairand;

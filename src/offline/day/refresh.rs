@@ -112,6 +112,8 @@ impl Day<'_> {
         let known: Vec<_> = loaded.data.items.iter().map(|id| base.items.find(id)).collect();
         let codes = train_towers::item_codes(&as_of.items, inputs)?;
         let towers = base.towers.over(&known, &codes);
+        let known_users = loaded.data.users.iter().map(|id| base.users.row_of(id));
+        let towers = towers.over_users(known_users);
         towers.save(&dir.join(files::TOWERS))?;
         publish::write_tables(dir, &loaded, &as_of)?;
         let tower_user = TowerUser::new(inputs, as_of.users.columns())?;

@@ -35,7 +35,7 @@ impl Rival {
     /// # Errors
     /// When its features or towers read columns that the run's tables do not have.
     pub fn new(bundle: Bundle, loaded: &Loaded, tables: &std::path::Path) -> Result<Self> {
-        let Bundle { manifest, schema, dictionaries, items, towers, ranker, .. } = bundle;
+        let Bundle { manifest, schema, dictionaries, items, users, towers, ranker, .. } = bundle;
         let inputs = manifest.tower_inputs;
         let mut layout = Layout::new(&schema, &inputs, loaded, tables)?;
         layout.dictionaries = dictionaries;
@@ -43,6 +43,7 @@ impl Rival {
         let known: Vec<_> = loaded.data.items.iter().map(|id| items.find(id)).collect();
         let codes = train_towers::item_codes(&columns, &inputs)?;
         let towers = towers.over(&known, &codes);
+        let towers = towers.over_users(loaded.data.users.iter().map(|id| users.row_of(id)));
         let vectors = train_towers::item_vectors(&towers, &inputs, &columns)?;
         Ok(Self { schema, layout, inputs, towers, forest: ranker, vectors })
     }

@@ -80,6 +80,8 @@ pub(crate) fn random(
         user_standard: identity(shape.user_dense),
         id_row: id_row.into(),
         item_code_row: item_code_row.into(),
+        user_row: Vec::new().into(),
+        user_vectors: Vec::new().into(),
         version: String::new(),
         tables,
         layout,
