@@ -531,3 +531,55 @@ fn a_line_written_into_a_model_moves_probabilities_and_no_order() {
     assert_eq!(line.write_into(&averaged), Err(Error::Averages));
     assert!(matches!(line.write_into("not a model"), Err(Error::NotAModel { .. })));
 }
+
+/// A model that LightGBM trained to rank, calibrated: LightGBM and the evaluator read the same numbers.
+#[cfg(feature = "etl")]
+#[test]
+fn a_calibrated_text_is_a_model_to_lightgbm_and_to_the_evaluator() {
+    use crate::ffi::lightgbm::{Dataset, Layout, Params, Predictor, Table, Target, train};
+    use rand::{Rng, SeedableRng};
+    const ROWS: usize = 2000;
+    let mut random = rand_pcg::Pcg64Mcg::seed_from_u64(8);
+    let (mut values, mut labels) = (Vec::new(), Vec::new());
+    for _ in 0..ROWS {
+        let signal = random.random::<f32>();
+        values.extend([signal, random.random::<f32>()]);
+        labels.push(f32::from(u8::from(random.random::<f32>() < 0.6 * signal)));
+    }
+    let table = || Table { values: &values, rows: ROWS, columns: 2, layout: Layout::Rows };
+    let params = Params::reproducible(3, 1)
+        .with("objective", "lambdarank")
+        .with("metric", "ndcg")
+        .with("num_leaves", 15)
+        .with("learning_rate", 0.2);
+    let groups = [20u32; ROWS / 20];
+    let target = Target { groups: Some(&groups), ..Target::labels(&labels) };
+    let names = ["signal", "noise"].map(String::from);
+    let data = Dataset::new(table(), target, &names, &params).unwrap();
+    let model = train(&params, &data, None, 12, None, |_| {}).unwrap().model;
+    let score = |forest: &Forest, row: &[f32]| {
+        let mut raw = [0.0];
+        forest.score(&Matrix::new(row, &[], 1), &mut raw);
+        raw[0]
+    };
+    let forest = Forest::parse(&model).unwrap();
+    let rows: Vec<&[f32]> = values.chunks_exact(2).collect();
+    let raw: Vec<f64> = rows.iter().map(|row| score(&forest, row)).collect();
+    let line = Platt::fit(&raw, &labels, &[1.0; ROWS]).unwrap();
+    let text = line.write_into(&model).unwrap();
+    let calibrated = Forest::parse(&text).unwrap();
+    let mut total = 0.0;
+    for (row, raw) in rows.iter().zip(&raw) {
+        let p = calibrated.probability(score(&calibrated, row));
+        assert!((p - line.probability(*raw)).abs() < 1e-9, "{p} of {raw}");
+        total += p;
+    }
+    let came: f32 = labels.iter().sum();
+    assert!((total / f64::from(came) - 1.0).abs() < 0.01, "{total} promised, {came} came");
+    // LightGBM finds every tree by its length in bytes.
+    let mut theirs = vec![0.0; ROWS];
+    Predictor::new(&text).unwrap().raw(table(), &mut theirs).unwrap();
+    for (row, theirs) in rows.iter().zip(theirs) {
+        assert_eq!(score(&calibrated, row), theirs);
+    }
+}

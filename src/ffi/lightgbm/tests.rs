@@ -256,39 +256,3 @@ fn a_predictor_scores_as_the_oracle_and_refuses_other_shapes() {
     let message = Predictor::new(&model).err().map(|error| error.to_string());
     assert_eq!(message.as_deref(), Some("classes: 3 values, expected 1"));
 }
-
-#[test]
-fn a_calibrated_text_is_a_model_to_lightgbm_and_to_the_evaluator() {
-    use crate::forest::{Forest, Platt};
-    let world = World::new(2000, 8);
-    let ranking = params().with("objective", "lambdarank").with("metric", "ndcg");
-    let groups = [20u32; 100];
-    let target = Target { groups: Some(&groups), ..world.target() };
-    let data = Dataset::new(world.table(), target, &names(), &ranking).unwrap();
-    let model = train(&ranking, &data, None, 12, None, |_| {}).unwrap().model;
-    let forest = Forest::parse(&model).unwrap();
-    let score = |forest: &Forest, row: &[f32]| {
-        let mut raw = [0.0];
-        forest.score(&crate::forest::Matrix::new(row, &[], 1), &mut raw);
-        raw[0]
-    };
-    let rows: Vec<&[f32]> = world.values.chunks_exact(COLUMNS).collect();
-    let raw: Vec<f64> = rows.iter().map(|row| score(&forest, row)).collect();
-    let line = Platt::fit(&raw, &world.labels, &[1.0; 2000]).unwrap();
-    let text = line.write_into(&model).unwrap();
-    let calibrated = Forest::parse(&text).unwrap();
-    let mut total = 0.0;
-    for (row, raw) in rows.iter().zip(&raw) {
-        let p = calibrated.probability(score(&calibrated, row));
-        assert!((p - line.probability(*raw)).abs() < 1e-9, "{p} of {raw}");
-        total += p;
-    }
-    let came: f32 = world.labels.iter().sum();
-    assert!((total / f64::from(came) - 1.0).abs() < 0.01, "{total} promised, {came} came");
-    // LightGBM finds every tree by its length in bytes, and reads the same numbers.
-    let mut theirs = vec![0.0; rows.len()];
-    Predictor::new(&text).unwrap().raw(world.table(), &mut theirs).unwrap();
-    for (row, theirs) in rows.iter().zip(theirs) {
-        assert_eq!(score(&calibrated, row), theirs);
-    }
-}
