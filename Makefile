@@ -2,7 +2,7 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test test-feast test-spark check demo clean-demo serve simulate bench-sql bench-forest bench-index bench-e2e fuzz sanitize
+.PHONY: help setup build test test-feast test-spark test-onnx check demo clean-demo serve simulate bench-sql bench-forest bench-index bench-e2e fuzz sanitize
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: ## what CI runs: build, fmt, clippy, every test against a Redis of its own
 
 test-feast: ## the real Feast and Shortlist read from Redis what the other wrote; installs Feast in the cache
 	@tools/test-feast.sh
+
+test-onnx: ## the exported towers give the same vectors by onnxruntime; installs it in the cache
+	@tools/test-onnx.sh
 
 test-spark: ## DataFusion and Spark make the same tables; installs PySpark, needs Java 17
 	@tools/test-spark.sh

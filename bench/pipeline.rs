@@ -16,7 +16,9 @@ use criterion::Criterion;
 use shortlist::bundle::{Bundle, ChangeLog, Registry};
 use shortlist::config::Config;
 use shortlist::monitor::Health;
-use shortlist::pipeline::{Answer, Engine, ItemChanges, Parts, Request, STAGES, Settings};
+use shortlist::pipeline::{
+    Answer, AskedArms, Engine, ItemChanges, Parts, Request, STAGES, Settings,
+};
 use shortlist::store::Users;
 use shortlist::types::{ItemId, UserId};
 use tokio::runtime::Runtime;
@@ -41,7 +43,7 @@ impl Bench {
     fn open(path: &Path) -> Self {
         let config = Config::load(Some(path)).expect("a configuration");
         let runtime = Runtime::new().expect("threads");
-        let registry = Registry::open(&config.registry.url).expect("a registry");
+        let registry = Registry::open(&config.registry).expect("a registry");
         let (_, rollout) = runtime
             .block_on(registry.current())
             .expect("a registry that can be read")
@@ -83,7 +85,7 @@ impl Bench {
             context: Vec::new(),
             history,
             time_ms: self.engine.now_ms(),
-            arm: None,
+            arms: AskedArms::default(),
         };
         let answer = self.runtime.block_on(self.engine.recommend(request)).expect("an answer");
         assert!(!answer.items.is_empty(), "an answer without items: {:?}", answer.reasons);

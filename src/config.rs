@@ -83,7 +83,11 @@ impl Config {
             figment = figment.merge(Toml::file_exact(path));
         }
         let env = Env::prefixed(ENV_PREFIX).split("__");
-        Ok(figment.merge(env).extract().map_err(Box::new)?)
+        #[allow(unused_mut, reason = "the offline half names its inputs in full")]
+        let mut config: Self = figment.merge(env).extract().map_err(Box::new)?;
+        #[cfg(feature = "etl")]
+        config.offline.expand_inputs();
+        Ok(config)
     }
 
     /// Checks what types cannot: ranges, relations between keys, names.

@@ -8,7 +8,8 @@
 //!         store       items in memory; users embedded or in Redis
 //!         executor    bounded queue, pinned threads
 //!         events      the event log
-//!         monitor     metrics and health; below the rest of tier 2
+//!         objects     a directory or a bucket, where what is shared lies
+//!         monitor     metrics and health; below the rest of tier 2, as objects
 //! tier 1  index       approximate nearest neighbours with filters inside the search
 //!         forest      LightGBM models, evaluated here
 //!         towers      user and item encoders
@@ -36,6 +37,7 @@ pub mod bundle;
 pub mod events;
 pub mod executor;
 pub mod monitor;
+pub mod objects;
 pub mod store;
 
 #[cfg(feature = "etl")]

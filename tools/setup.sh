@@ -6,6 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 for_what=${1:-all}
 llvm=${LLVM_ROOT:-/usr/lib}
+moto_version=5.2.5
 
 # bindgen, which reads LightGBM's header, needs the library and the compiler's own headers beside it.
 has_libclang() {
@@ -33,7 +34,7 @@ required=(
     "redis-server has_redis"
     "curl has_curl"
 )
-# The tests that need a browser, PostgreSQL or Prometheus say that they were skipped without; the rest needs none.
+# The tests that need a browser, PostgreSQL, Prometheus or moto say that they were skipped without; the rest needs none.
 optional=("chromium has_chromium" "postgresql has_postgres" "prometheus has_prometheus")
 
 # Sets `missing` to the packages of the given entries whose check fails.
@@ -83,5 +84,13 @@ fi
 
 if [[ $for_what == all ]]; then
     find_missing "${optional[@]}"
+    if [[ ! -x $cache/moto/bin/moto_server ]]; then
+        say "an S3 server for the tests: moto $moto_version"
+        rm -rf "$cache/moto"
+        { python3 -m venv "$cache/moto" &&
+            "$cache/moto/bin/python" -m pip install --quiet --disable-pip-version-check --retries 5 \
+                "moto[server]==$moto_version" </dev/null; } ||
+            printf 'going on without moto: the test that needs it says so\n' >&2
+    fi
     install_missing || printf 'going on without %s: the test that needs it says so\n' "${missing[*]}" >&2
 fi

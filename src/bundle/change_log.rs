@@ -8,8 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use object_store::ObjectStoreExt;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 
 use super::registry::{Error, Registry};
@@ -102,12 +102,7 @@ impl ChangeLog {
     /// Writes batch `n`; false when another writer took the number first.
     pub async fn append(&self, n: u64, batch: &Batch) -> Result<bool, Error> {
         let bytes = serde_json::to_vec(batch).expect("strings, finite numbers and lists");
-        let create = PutOptions::from(PutMode::Create);
-        match self.0.store().put_opts(&key(n), bytes.into(), create).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        self.0.create(&key(n), bytes).await
     }
 
     /// Deletes the oldest batches, as long as they are older than `before_ms` and not the newest;
@@ -149,7 +144,7 @@ mod tests {
     use super::*;
 
     fn logs(dir: &tempfile::TempDir) -> [ChangeLog; 2] {
-        let open = || ChangeLog::new(Registry::open(dir.path().to_str().unwrap()).unwrap());
+        let open = || ChangeLog::new(Registry::in_directory(dir.path()).unwrap());
         [open(), open()]
     }
 

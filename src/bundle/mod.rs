@@ -15,6 +15,7 @@ mod live_items;
 mod manifest;
 mod ranking;
 mod registry;
+mod rollout;
 #[cfg(all(test, feature = "etl"))]
 pub mod sample;
 
@@ -28,7 +29,8 @@ pub use manifest::{
     TowerInputs,
 };
 pub use ranking::{RankScratch, RankerEngine, Ranking};
-pub use registry::{Challenger, Config, Error as RegistryError, Registry, Rollout};
+pub use registry::{Config, Error as RegistryError, Registry};
+pub use rollout::{Challenger, Course, LayerPlan, Rollout};
 
 use crate::drift::Reference;
 use crate::features::{

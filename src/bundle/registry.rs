@@ -6,21 +6,26 @@
 //! each process writes its own, everybody reads all.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use object_store::local::LocalFileSystem;
+use object_store::ObjectStoreExt;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::experiments::{Counts, Stage};
+use super::manifest::{Error as ManifestError, FILE_NAME as MANIFEST_FILE, Manifest};
+use super::rollout::Rollout;
+use crate::experiments::Counts;
+use crate::objects::{self, Objects};
 
 /// Section `[registry]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// A directory, or `file:///...`.
+    /// A directory, `file:///...` or `s3://BUCKET/PREFIX`.
     pub url: String,
+    /// Where the bundles of a bucket are kept to be opened.
+    pub cache_dir: PathBuf,
+    /// Bundles that publishing leaves in the registry beside those in use; 0 leaves all.
+    pub bundles_kept: usize,
     /// Whether opening a bundle reads every byte and compares checksums.
     pub verify: bool,
     /// Time between two looks at which bundle is to serve, milliseconds.
@@ -34,68 +39,17 @@ impl Config {
     }
 }
 
-/// Which bundle serves, and which one is tried beside it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rollout {
-    /// The bundle's version.
-    pub bundle: String,
-    /// Share of users it serves, in percent.
-    pub percent: u8,
-    /// Why.
-    pub reason: String,
-    /// Who wrote it: a replica, or a person.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub who: String,
-    /// What is tried beside it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub challenger: Option<Challenger>,
-}
-
-/// A bundle on trial.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Challenger {
-    /// The bundle's version.
-    pub bundle: String,
-    pub stage: Stage,
-    /// Decides with a user's id who sees it.
-    pub salt: String,
-    /// Since when it is at this stage, epoch milliseconds, UTC.
-    pub since_ms: i64,
-    /// The number of the rollout's first state: its name.
-    pub first_state: u64,
-    /// It does not advance by itself.
-    #[serde(default)]
-    pub paused: bool,
-}
-
-impl Rollout {
-    /// This bundle for everybody.
-    pub fn whole(bundle: &str, reason: &str, who: &str) -> Self {
-        let (bundle, reason, who) = (bundle.to_owned(), reason.to_owned(), who.to_owned());
-        Self { bundle, percent: 100, reason, who, challenger: None }
-    }
-
-    /// The same trial at another stage.
-    pub fn at(&self, stage: Stage, since_ms: i64, reason: &str, who: &str) -> Self {
-        let (reason, who) = (reason.to_owned(), who.to_owned());
-        let challenger = self.challenger.clone();
-        let challenger = challenger.map(|before| Challenger { stage, since_ms, ..before });
-        let percent = 100 - stage.percent().min(100);
-        Self { bundle: self.bundle.clone(), percent, reason, who, challenger }
-    }
-}
-
 /// Why the registry could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("registry.url `{url}`: only a directory or file:// is supported by this build")]
-    Scheme { url: String },
-    #[error("registry `{url}`: {source}")]
-    Io { url: String, source: std::io::Error },
+    #[error("registry: {0}")]
+    Objects(#[from] objects::Error),
     #[error("registry: {0}")]
     Store(#[from] object_store::Error),
+    #[error("registry: bundle `{version}`: {source}")]
+    Bundle { version: String, source: ManifestError },
+    #[error("registry: {}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
     #[error("registry: {key}: {source}")]
     Json { key: String, source: serde_json::Error },
     #[error("registry.poll_interval_ms = 0: give at least 1")]
@@ -109,25 +63,26 @@ pub enum Error {
 /// An opened registry.
 #[derive(Clone, Debug)]
 pub struct Registry {
+    objects: Objects,
+    /// Holds `bundles/`: the registry's own directory, or the copies of what a bucket has.
     root: PathBuf,
-    store: Arc<LocalFileSystem>,
 }
 
 impl Registry {
-    /// Opens (and creates) the registry at `url`.
-    pub fn open(url: &str) -> Result<Self, Error> {
-        let path = url.strip_prefix("file://").unwrap_or(url);
-        if path.contains("://") {
-            return Err(Error::Scheme { url: url.to_owned() });
-        }
-        let io = |source| Error::Io { url: url.to_owned(), source };
-        std::fs::create_dir_all(path).map_err(io)?;
-        let root = Path::new(path).canonicalize().map_err(io)?;
-        let store = Arc::new(LocalFileSystem::new_with_prefix(&root)?);
-        Ok(Self { root, store })
+    /// Opens (and creates) the registry that a configuration names.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let objects = Objects::open(&config.url)?;
+        let root = objects.directory().unwrap_or(&config.cache_dir).to_owned();
+        Ok(Self { objects, root })
     }
 
-    /// Where a bundle's files lie.
+    /// A registry of a directory.
+    pub fn in_directory(dir: &Path) -> Result<Self, Error> {
+        let objects = Objects::open(&dir.to_string_lossy())?;
+        Ok(Self { root: objects.directory().unwrap_or(dir).to_owned(), objects })
+    }
+
+    /// Where a bundle's files lie, or would.
     pub fn bundle_dir(&self, version: &str) -> Result<PathBuf, Error> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if version.is_empty() || !version.chars().all(plain) {
@@ -136,14 +91,102 @@ impl Registry {
         Ok(self.root.join("bundles").join(version))
     }
 
+    /// Where a bundle's files lie; those of a bucket are fetched first, once, and checked.
+    pub async fn bundle(&self, version: &str) -> Result<PathBuf, Error> {
+        let dir = self.bundle_dir(version)?;
+        if self.objects.directory().is_some() || dir.join(MANIFEST_FILE).exists() {
+            return Ok(dir);
+        }
+        let partial = dir.with_extension("partial");
+        let prefix = format!("bundles/{version}");
+        for object in self.objects.list(&prefix).await? {
+            let name = object.key.strip_prefix(&prefix).unwrap_or(&object.key);
+            let file = partial.join(name.trim_start_matches('/'));
+            // What an interrupted fetch has left is whole; its checksum is compared below.
+            if !file.metadata().is_ok_and(|found| found.len() == object.length_bytes) {
+                self.objects.get_file(&object.key, &file).await?;
+            }
+        }
+        if let Err(source) = Manifest::open(&partial, true) {
+            let _ = std::fs::remove_dir_all(&partial);
+            return Err(Error::Bundle { version: version.to_owned(), source });
+        }
+        match std::fs::rename(&partial, &dir) {
+            // Another process of this host was faster.
+            Err(_) if dir.join(MANIFEST_FILE).exists() => Ok(dir),
+            Err(source) => Err(Error::Io { path: dir, source }),
+            Ok(()) => Ok(dir),
+        }
+    }
+
+    /// Makes a bundle whose files lie at [`Registry::bundle_dir`] known to all: its manifest last, and
+    /// only where there is none.
+    pub async fn upload(&self, version: &str) -> Result<(), Error> {
+        let dir = self.bundle_dir(version)?;
+        if self.objects.directory().is_some() {
+            return Ok(());
+        }
+        let io = |source| Error::Io { path: dir.clone(), source };
+        for entry in std::fs::read_dir(&dir).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name != MANIFEST_FILE {
+                let key = format!("bundles/{version}/{name}");
+                self.objects.put_file(&entry.path(), &key).await?;
+            }
+        }
+        let manifest = std::fs::read(dir.join(MANIFEST_FILE)).map_err(io)?;
+        self.objects.create(&format!("bundles/{version}/{MANIFEST_FILE}"), manifest).await?;
+        Ok(())
+    }
+
+    /// Deletes the oldest bundles until `kept` are left beside those in `used`; 0 keeps all. Returns
+    /// what was deleted.
+    pub async fn prune(&self, kept: usize, used: &[&str]) -> Result<Vec<String>, Error> {
+        if kept == 0 {
+            return Ok(Vec::new());
+        }
+        let mut bundles = Vec::new();
+        for version in self.objects.folders("bundles").await? {
+            let manifest = Key::from(format!("bundles/{version}/{MANIFEST_FILE}"));
+            match self.store().head(&manifest).await {
+                Ok(meta) => bundles.push((meta.last_modified, version)),
+                // It is being written, or something else.
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bundles.sort();
+        bundles.retain(|(_, version)| !used.contains(&version.as_str()));
+        let surplus = bundles.len().saturating_sub(kept);
+        let gone: Vec<String> = bundles.drain(..surplus).map(|(_, version)| version).collect();
+        for version in &gone {
+            // The manifest first: what is left without one is no bundle.
+            self.objects.delete(&format!("bundles/{version}/{MANIFEST_FILE}")).await?;
+            for object in self.objects.list(&format!("bundles/{version}")).await? {
+                self.objects.delete(&object.key).await?;
+            }
+            let dir = self.bundle_dir(version)?;
+            if dir.exists() {
+                std::fs::remove_dir_all(&dir).map_err(|source| Error::Io { path: dir, source })?;
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Writes an object that is not there yet; false when it is.
+    pub(super) async fn create(&self, key: &Key, bytes: Vec<u8>) -> Result<bool, Error> {
+        Ok(self.objects.create(key.as_ref(), bytes).await?)
+    }
+
     /// Where its objects lie.
-    pub(super) fn store(&self) -> &LocalFileSystem {
-        &self.store
+    pub(super) fn store(&self) -> &dyn object_store::ObjectStore {
+        self.objects.store()
     }
 
     /// The newest rollout state and its number; `None` before the first.
     pub async fn current(&self) -> Result<Option<(u64, Rollout)>, Error> {
-        let listing = self.store.list_with_delimiter(Some(&Key::from("rollout"))).await?;
+        let listing = self.store().list_with_delimiter(Some(&Key::from("rollout"))).await?;
         let number = |key: &Key| key.filename()?.strip_suffix(".json")?.parse::<u64>().ok();
         let newest = listing
             .objects
@@ -151,7 +194,7 @@ impl Registry {
             .filter_map(|o| Some((number(&o.location)?, o)))
             .max_by_key(|&(n, _)| n);
         let Some((n, object)) = newest else { return Ok(None) };
-        let bytes = self.store.get(&object.location).await?.bytes().await?;
+        let bytes = self.store().get(&object.location).await?.bytes().await?;
         let rollout = serde_json::from_slice(&bytes)
             .map_err(|source| Error::Json { key: object.location.to_string(), source })?;
         Ok(Some((n, rollout)))
@@ -169,13 +212,8 @@ impl Registry {
     pub async fn succeed(&self, last: u64, rollout: &Rollout) -> Result<Option<u64>, Error> {
         let next = last + 1;
         let bytes = serde_json::to_vec_pretty(rollout).expect("plain fields");
-        let key = Key::from(format!("rollout/{next}.json"));
-        let create = PutOptions::from(PutMode::Create);
-        match self.store.put_opts(&key, bytes.into(), create).await {
-            Ok(_) => Ok(Some(next)),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let key = format!("rollout/{next}.json");
+        Ok(self.objects.create(&key, bytes).await?.then_some(next))
     }
 
     /// Writes what `process` has counted of a rollout, in place of what it wrote before.
@@ -187,19 +225,19 @@ impl Registry {
     ) -> Result<(), Error> {
         let bytes = serde_json::to_vec(counts).expect("numbers and names");
         let key = Key::from(format!("{}/{process}.json", counts_of(first_state)));
-        self.store.put(&key, bytes.into()).await?;
+        self.store().put(&key, bytes.into()).await?;
         Ok(())
     }
 
     /// What all processes have counted of a rollout, pooled, and how many they are.
     pub async fn read_counts(&self, first_state: u64) -> Result<(Counts, usize), Error> {
         let prefix = Key::from(counts_of(first_state));
-        let listing = self.store.list_with_delimiter(Some(&prefix)).await?;
+        let listing = self.store().list_with_delimiter(Some(&prefix)).await?;
         let is_counts = |key: &Key| key.filename().is_some_and(|name| name.ends_with(".json"));
         let (mut pooled, mut processes) = (Counts::default(), 0);
         for object in listing.objects.iter().filter(|object| is_counts(&object.location)) {
             let key = || object.location.to_string();
-            let bytes = self.store.get(&object.location).await?.bytes().await?;
+            let bytes = self.store().get(&object.location).await?.bytes().await?;
             let counts: Counts = serde_json::from_slice(&bytes)
                 .map_err(|source| Error::Json { key: key(), source })?;
             let mut arms = counts.stages.iter().flat_map(|stage| &stage.arms);
@@ -220,7 +258,8 @@ fn counts_of(first_state: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiments::{Arm, ArmCounts, StageCounts};
+    use crate::bundle::{Challenger, Course};
+    use crate::experiments::{Arm, ArmCounts, Stage, StageCounts};
 
     fn rollout(bundle: &str) -> Rollout {
         Rollout::whole(bundle, "test", "")
@@ -229,33 +268,25 @@ mod tests {
     #[tokio::test]
     async fn only_one_state_follows_another_and_old_states_stay_readable() {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::open(dir.path().to_str().unwrap()).unwrap();
+        let registry = Registry::in_directory(dir.path()).unwrap();
         let old = r#"{"bundle": "a", "percent": 100, "reason": "day"}"#;
         std::fs::create_dir_all(dir.path().join("rollout")).unwrap();
         std::fs::write(dir.path().join("rollout/1.json"), old).unwrap();
         let (n, first) = registry.current().await.unwrap().unwrap();
         assert_eq!((n, first.clone()), (1, Rollout::whole("a", "day", "")));
-        let challenger = Challenger {
-            bundle: "b".into(),
-            stage: Stage::Shadow,
-            salt: "s".into(),
-            since_ms: 5,
-            first_state: 2,
-            paused: false,
-        };
-        let trial = Rollout { challenger: Some(challenger), ..first };
+        let course = Course::begin(Stage::Shadow, 2, 5);
+        let trial =
+            Rollout { challenger: Some(Challenger { bundle: "b".into(), course }), ..first };
         assert_eq!(registry.succeed(1, &trial).await.unwrap(), Some(2));
         assert_eq!(registry.succeed(1, &rollout("c")).await.unwrap(), None, "decided too late");
         let (n, read) = registry.current().await.unwrap().unwrap();
         assert_eq!((n, &read), (2, &trial));
-        let next = read.at(Stage::Percent(25), 9, "fine", "replica");
-        assert_eq!((next.percent, next.challenger.unwrap().since_ms), (75, 9));
     }
 
     #[tokio::test]
     async fn counts_of_all_processes_are_pooled_and_damaged_ones_named() {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::open(dir.path().to_str().unwrap()).unwrap();
+        let registry = Registry::in_directory(dir.path()).unwrap();
         let counts = |requests| {
             let arm = ArmCounts { requests, ..ArmCounts::default() };
             Counts { stages: vec![StageCounts { state: 2, arms: [arm.clone(), arm] }] }
@@ -277,7 +308,7 @@ mod tests {
     #[tokio::test]
     async fn the_highest_number_rules_and_is_compared_as_a_number() {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::open(dir.path().to_str().unwrap()).unwrap();
+        let registry = Registry::in_directory(dir.path()).unwrap();
         assert_eq!(registry.current().await.unwrap(), None);
         for n in 1..=11 {
             let written = registry.advance(&rollout(&format!("b{n}"))).await.unwrap();
@@ -287,13 +318,42 @@ mod tests {
         assert_eq!((n, state.bundle.as_str()), (11, "b11"));
     }
 
+    #[tokio::test]
+    async fn old_bundles_go_and_those_in_use_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::in_directory(dir.path()).unwrap();
+        for (at, version) in ["b1", "b2", "b3", "b4", "b5"].into_iter().enumerate() {
+            let bundle = registry.bundle_dir(version).unwrap();
+            std::fs::create_dir_all(&bundle).unwrap();
+            std::fs::write(bundle.join("index.bin"), "rows").unwrap();
+            std::fs::write(bundle.join(MANIFEST_FILE), "{}").unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1000 + at as u64);
+            let manifest = std::fs::File::options().write(true).open(bundle.join(MANIFEST_FILE));
+            manifest.unwrap().set_modified(time).unwrap();
+        }
+        std::fs::create_dir_all(registry.bundle_dir("being-written").unwrap()).unwrap();
+        std::fs::write(registry.bundle_dir("being-written").unwrap().join("x"), "x").unwrap();
+        assert!(registry.prune(0, &[]).await.unwrap().is_empty(), "0 keeps all");
+        assert_eq!(registry.prune(2, &["b1"]).await.unwrap(), ["b2", "b3"]);
+        let left = registry.objects.folders("bundles").await.unwrap();
+        assert_eq!(left, ["b1", "b4", "b5", "being-written"]);
+        assert!(registry.prune(2, &["b1"]).await.unwrap().is_empty());
+    }
+
     #[test]
     fn a_version_cannot_leave_the_registry_and_a_foreign_scheme_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::open(dir.path().to_str().unwrap()).unwrap();
+        let registry = Registry::in_directory(dir.path()).unwrap();
         assert!(registry.bundle_dir("../other").is_err());
         assert!(registry.bundle_dir("20171201-ab12").is_ok());
-        let error = Registry::open("s3://bucket/x").unwrap_err().to_string();
-        assert!(error.contains("s3://bucket/x"));
+        let config = Config {
+            url: "ftp://host/x".into(),
+            cache_dir: dir.path().into(),
+            bundles_kept: 0,
+            verify: false,
+            poll_interval_ms: 1,
+        };
+        let error = Registry::open(&config).unwrap_err().to_string();
+        assert!(error.contains("ftp://host/x") && error.contains("s3://BUCKET"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! `shortlist bundle`: what a bundle holds, and whether it is whole.
 
+mod export;
 #[cfg(feature = "etl")]
 mod import;
 
@@ -24,6 +25,8 @@ enum Command {
         /// A bundle's directory; without one, the bundle that serves.
         dir: Option<PathBuf>,
     },
+    /// The towers as ONNX graphs, for other programs.
+    Export(export::Args),
     /// Form a bundle from item vectors, user vectors and a ranker that were made elsewhere.
     #[cfg(feature = "etl")]
     Import(import::Args),
@@ -33,6 +36,7 @@ enum Command {
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let dir = match &args.command {
         Command::Inspect { dir } => dir,
+        Command::Export(args) => return export::run(args, config),
         #[cfg(feature = "etl")]
         Command::Import(args) => return import::run(args, config),
     };
@@ -61,7 +65,7 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 
 /// The directory of the bundle that the registry says serves.
 pub fn serving(config: &Config) -> anyhow::Result<PathBuf> {
-    let registry = Registry::open(&config.registry.url)?;
+    let registry = Registry::open(&config.registry)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let current = runtime.block_on(registry.current())?;
     let Some((_, rollout)) = current else {
@@ -71,5 +75,5 @@ pub fn serving(config: &Config) -> anyhow::Result<PathBuf> {
             config.registry.url
         )
     };
-    Ok(registry.bundle_dir(&rollout.bundle)?)
+    Ok(runtime.block_on(registry.bundle(&rollout.bundle))?)
 }

@@ -41,7 +41,7 @@ pub struct Args {
     /// What is earned: clicks (1 each), or the value of sales.
     #[arg(long, value_enum, default_value = "clicks")]
     reward: Reward,
-    /// The logs, instead of `events.dir`.
+    /// The logs, instead of `events.archive` or `events.dir`: a directory or a bucket's address.
     #[arg(long)]
     logs: Option<PathBuf>,
     /// Print JSON.
@@ -57,7 +57,7 @@ enum Reward {
 
 /// Evaluates.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let logs = args.logs.as_deref().unwrap_or(&config.events.dir);
+    let logs = &super::logs::directory(args.logs.as_deref(), None, config)?;
     let mut days = replay::days(logs)?;
     days.drain(..days.len().saturating_sub(args.days.max(1)));
     let mut requests = Vec::new();
@@ -90,7 +90,7 @@ fn target(args: &Args, config: &Config) -> anyhow::Result<String> {
     if let Some(bundle) = &args.against {
         return Ok(bundle.clone());
     }
-    let registry = Registry::open(&config.registry.url)?;
+    let registry = Registry::open(&config.registry)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let current = runtime.block_on(registry.current())?;
     let (_, rollout) = current

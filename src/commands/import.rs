@@ -1,9 +1,10 @@
 //! `shortlist import`: one's own files and database become the canonical tables.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::objects::{self, Objects};
 use crate::offline::import::{self, Database, Options};
 use crate::offline::{postgres, sql};
 
@@ -30,8 +31,8 @@ pub struct Args {
     /// A table or query of the database and the table's name here; may be repeated.
     #[arg(long, value_name = "NAME=TABLE|SELECT", value_parser = parameter, requires = "postgres")]
     pub read: Vec<(String, String)>,
-    /// Where the canonical tables are written.
-    #[arg(long, value_name = "DIR")]
+    /// Where the canonical tables are written: a directory, or s3://BUCKET/PREFIX.
+    #[arg(long, value_name = "DIR|URL")]
     pub out: PathBuf,
     /// A value for a parameter of the SQL file; may be repeated.
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parameter)]
@@ -42,7 +43,18 @@ pub struct Args {
 }
 
 /// Runs the import; fails when it cannot be done or a check passes its threshold.
-pub fn run(args: &Args, engine: &sql::Config, config: &import::Config) -> anyhow::Result<()> {
+pub fn run(
+    args: &Args,
+    engine: &sql::Config,
+    config: &import::Config,
+    work_dir: &Path,
+) -> anyhow::Result<()> {
+    // Tables for a bucket are made beside the work, and sent when they are whole.
+    let bucket = objects::is_remote(&args.out.to_string_lossy());
+    let out = if bucket { work_dir.join("import") } else { args.out.clone() };
+    if bucket && out.exists() {
+        std::fs::remove_dir_all(&out).with_context(|| format!("delete {}", out.display()))?;
+    }
     let database = match &args.postgres {
         Some(url) => Some(Database {
             address: postgres::Address::parse(url).context("--postgres")?,
@@ -54,7 +66,7 @@ pub fn run(args: &Args, engine: &sql::Config, config: &import::Config) -> anyhow
         sql: args.sql.clone(),
         inputs: args.input.clone(),
         database,
-        out: args.out.clone(),
+        out: out.clone(),
         parameters: args.parameters.clone(),
     };
     let report = import::import(&options, engine, config, &|step| eprintln!("import: {step}"))?;
@@ -67,6 +79,12 @@ pub fn run(args: &Args, engine: &sql::Config, config: &import::Config) -> anyhow
     }
     if let Some(failure) = report.failure() {
         bail!("{failure}");
+    }
+    if bucket {
+        let objects = Objects::open(&args.out.to_string_lossy()).context("--out")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let sent = runtime.block_on(objects.send(&out)).context("--out")?;
+        eprintln!("import: {sent} files are in {}", objects.url());
     }
     eprintln!("import: {} written in {:.1} s", report.out, report.seconds);
     Ok(())

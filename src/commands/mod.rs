@@ -9,6 +9,7 @@ mod health;
 #[cfg(feature = "etl")]
 mod import;
 mod index;
+mod logs;
 #[cfg(feature = "etl")]
 mod pipeline;
 mod replay;
@@ -100,7 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "etl")]
         Command::Import(args) => {
             let config = load()?;
-            import::run(&args, &config.offline.sql, &config.import)
+            import::run(&args, &config.offline.sql, &config.import, &config.offline.work_dir)
         }
         Command::Features(args) => features::run(&args, load),
         #[cfg(feature = "etl")]

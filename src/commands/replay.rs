@@ -25,7 +25,7 @@ pub struct Args {
     /// A bundle, by directory or version, to compare with the ones that answered.
     #[arg(long, value_name = "BUNDLE")]
     against: Option<String>,
-    /// The day's logs, instead of `events.dir`.
+    /// The day's logs, instead of `events.archive` or `events.dir`: a directory or a bucket's address.
     #[arg(long)]
     logs: Option<PathBuf>,
     /// Print JSON.
@@ -35,7 +35,7 @@ pub struct Args {
 
 /// Asks the requests again.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let logs = args.logs.as_deref().unwrap_or(&config.events.dir);
+    let logs = &super::logs::directory(args.logs.as_deref(), args.day.as_deref(), config)?;
     let requests = requests(logs, args.day.as_deref(), args.limit)?;
     let versions = Versions::new(config)?;
     let groups = group(requests);
@@ -183,7 +183,7 @@ pub fn rehearse(
     challenger: &str,
     limit: usize,
 ) -> anyhow::Result<Vec<Diff>> {
-    let mut requests = requests(&config.events.dir, None, limit)?;
+    let mut requests = requests(&super::logs::directory(None, None, config)?, None, limit)?;
     requests.retain(|request| request.bundle_version == stable);
     if requests.is_empty() {
         bail!("no request that {stable} answered is logged in full");
@@ -202,7 +202,7 @@ pub struct Versions<'a> {
 impl<'a> Versions<'a> {
     /// From the registry and the items' change log of this configuration.
     pub fn new(config: &'a Config) -> anyhow::Result<Self> {
-        let registry = Registry::open(&config.registry.url)?;
+        let registry = Registry::open(&config.registry)?;
         let log = ChangeLog::new(registry.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { config, registry, log, runtime })
@@ -213,7 +213,7 @@ impl<'a> Versions<'a> {
         let given = Path::new(&version.bundle);
         let dir = match given.join(crate::bundle::MANIFEST_FILE).is_file() {
             true => given.to_owned(),
-            false => self.registry.bundle_dir(&version.bundle)?,
+            false => self.runtime.block_on(self.registry.bundle(&version.bundle))?,
         };
         let settings: Settings = serde_json::from_str(&version.settings).context(
             "the log's settings are of another version of this program: replay with the one that \

@@ -15,7 +15,7 @@ pub struct Args {
     /// So many days of the event log, up to its newest.
     #[arg(long, default_value_t = 7)]
     days: usize,
-    /// The logs, instead of `events.dir`.
+    /// The logs, instead of `events.archive` or `events.dir`: a directory or a bucket's address.
     #[arg(long)]
     logs: Option<PathBuf>,
     /// Print JSON.
@@ -25,7 +25,7 @@ pub struct Args {
 
 /// Reports.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let logs = args.logs.as_deref().unwrap_or(&config.events.dir);
+    let logs = &super::logs::directory(args.logs.as_deref(), None, config)?;
     let mut days = event_days(logs)?;
     days.drain(..days.len().saturating_sub(args.days.max(1)));
     let (Some(&first), Some(&last)) = (days.first(), days.last()) else {

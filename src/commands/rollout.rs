@@ -4,12 +4,13 @@ mod rehearse;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
+use serde_json::{Map, Value};
 
 use super::replay;
-use crate::bundle::{Challenger, Registry, Rollout};
+use crate::bundle::{Course, Registry, Rollout};
 use crate::config::Config;
-use crate::experiments::{Arm, Settings, Stage};
-use crate::pipeline::{RolloutConfig, begin, verdict};
+use crate::experiments::{Arm, Layer, Settings, Stage, Subject};
+use crate::pipeline::{self, RolloutConfig, begin, begin_layer, verdict};
 
 /// Requests of yesterday that a challenger is asked before anybody sees it.
 const REPLAYED_MAX: usize = 500;
@@ -27,14 +28,21 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Try a bundle of the registry beside the one that serves.
+    /// Try a bundle of the registry, or other settings of a layer, beside what serves.
     Start {
         /// The challenger's version.
-        bundle: String,
+        #[arg(required_unless_present = "layer", conflicts_with = "layer")]
+        bundle: Option<String>,
+        /// The layer whose settings are tried: its section is `[rules]` or `[pipeline.sources]`.
+        #[arg(long, value_parser = layer, requires = "set")]
+        layer: Option<Layer>,
+        /// What its section says otherwise, `KEY=VALUE` as TOML; may be given several times.
+        #[arg(long, value_name = "KEY=VALUE", requires = "layer")]
+        set: Vec<String>,
         /// Why; stands in the registry.
         #[arg(long, default_value = "started by hand")]
         reason: String,
-        /// Do not ask it yesterday's requests first.
+        /// Do not ask a bundle yesterday's requests first.
         #[arg(long)]
         without_replay: bool,
     },
@@ -42,21 +50,29 @@ enum Command {
     Status,
     /// Give the challenger its next share of users now, whatever the counts say.
     Advance {
+        #[command(flatten)]
+        of: Of,
         #[arg(long, default_value = "advanced by hand")]
         reason: String,
     },
     /// Keep the challenger at its share; guardrails still roll it back.
     Pause {
+        #[command(flatten)]
+        of: Of,
         #[arg(long, default_value = "paused by hand")]
         reason: String,
     },
     /// Let a paused challenger advance by itself again.
     Resume {
+        #[command(flatten)]
+        of: Of,
         #[arg(long, default_value = "resumed by hand")]
         reason: String,
     },
-    /// End the rollout: the stable bundle serves everybody.
+    /// End a trial: the stable bundle, or the configured settings, serve everybody.
     Rollback {
+        #[command(flatten)]
+        of: Of,
         #[arg(long, default_value = "rolled back by hand")]
         reason: String,
     },
@@ -65,20 +81,44 @@ enum Command {
     Rehearse(rehearse::Args),
 }
 
+/// Which trial.
+#[derive(clap::Args)]
+struct Of {
+    /// The settings that are tried in this layer, instead of the bundle on trial.
+    #[arg(long, value_parser = layer)]
+    layer: Option<Layer>,
+}
+
+impl Of {
+    fn subject(&self) -> Subject {
+        self.layer.map_or(Subject::Bundle, Subject::Layer)
+    }
+}
+
+fn layer(name: &str) -> Result<Layer, String> {
+    let names = || Layer::ALL.map(Layer::name).join(" or ");
+    Layer::named(name).ok_or_else(|| format!("no layer is called so: give {}", names()))
+}
+
 /// Runs the command.
 pub fn run(args: &Args, config: &Config) -> Result<()> {
     config.rollout.check()?;
     if let Command::Rehearse(args) = &args.command {
         return rehearse::run(args, &config.rollout.guard);
     }
-    let registry = Registry::open(&config.registry.url)?;
+    let registry = Registry::open(&config.registry)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if let Command::Start { bundle, without_replay: false, .. } = &args.command
+    if let Command::Start { bundle: Some(bundle), without_replay: false, .. } = &args.command
         && let Some((_, state)) = runtime.block_on(registry.current())?
     {
         replayed(config, &state.bundle, bundle)?;
     }
-    runtime.block_on(act(&args.command, &registry, &config.rollout))
+    let settings = pipeline::Settings {
+        pipeline: config.pipeline.clone(),
+        rules: config.rules.clone(),
+        regions: config.regions.clone(),
+    };
+    runtime.block_on(act(&args.command, &registry, &config.rollout, &settings))
 }
 
 /// Shows how the challenger would have answered yesterday's requests; refuses one that would have had
@@ -103,7 +143,12 @@ fn replayed(config: &Config, stable: &str, challenger: &str) -> Result<()> {
     Ok(())
 }
 
-async fn act(command: &Command, registry: &Registry, config: &RolloutConfig) -> Result<()> {
+async fn act(
+    command: &Command,
+    registry: &Registry,
+    config: &RolloutConfig,
+    settings: &pipeline::Settings,
+) -> Result<()> {
     let current = registry.current().await?;
     let (number, state) =
         current.context("the registry holds no bundle yet: `shortlist pipeline run` makes one")?;
@@ -111,27 +156,37 @@ async fn act(command: &Command, registry: &Registry, config: &RolloutConfig) -> 
     let next = match command {
         Command::Rehearse(_) => return Ok(()),
         Command::Status => return status(registry, number, &state, now_ms, &config.guard).await,
+        Command::Start { layer: Some(layer), set, reason, .. } => {
+            let change = change(set)?;
+            settings.with(*layer, &change)?;
+            let tried = (*layer, change);
+            begin_layer((number, &state), tried, (reason, WHO), now_ms, &config.guard)?
+        }
         Command::Start { bundle, reason, .. } => {
+            let bundle = bundle.as_deref().context("give the version of a bundle, or --layer")?;
             let why = (reason.as_str(), WHO);
+            registry.bundle(bundle).await?;
             begin(registry, (number, &state), bundle, why, now_ms, &config.guard)?
         }
-        Command::Advance { reason } => {
-            let plan = tried(&state)?;
-            match config.guard.after(plan.stage) {
-                Some(100) => Rollout::whole(&plan.bundle, reason, WHO),
+        Command::Advance { of, reason } => {
+            let of = of.subject();
+            let course = tried(&state, of)?;
+            match config.guard.after(course.stage) {
+                Some(100) if of == Subject::Bundle => state.served_by(&state.name(of), reason, WHO),
                 Some(percent) => {
-                    let stage = Stage::Percent(percent);
-                    state.at(stage, now_ms, reason, WHO)
+                    let at = (Stage::Percent(percent), number + 1);
+                    state.at(of, at, now_ms, reason, WHO)
                 }
-                None => bail!("{} is at {} already", plan.bundle, plan.stage),
+                None => bail!("{} is at {} already", state.name(of), course.stage),
             }
         }
-        Command::Pause { reason } => paused(&state, true, reason)?,
-        Command::Resume { reason } => paused(&state, false, reason)?,
-        Command::Rollback { reason } => {
-            let plan = tried(&state)?;
-            let reason = format!("{} was rolled back at {}: {reason}", plan.bundle, plan.stage);
-            Rollout::whole(&state.bundle, &reason, WHO)
+        Command::Pause { of, reason } => paused(&state, of.subject(), true, reason)?,
+        Command::Resume { of, reason } => paused(&state, of.subject(), false, reason)?,
+        Command::Rollback { of, reason } => {
+            let of = of.subject();
+            let stage = tried(&state, of)?.stage;
+            let reason = format!("{} was rolled back at {stage}: {reason}", state.name(of));
+            state.without(of, &reason, WHO)
         }
     };
     let written = registry.succeed(number, &next).await?;
@@ -145,28 +200,46 @@ async fn act(command: &Command, registry: &Registry, config: &RolloutConfig) -> 
     Ok(())
 }
 
-fn tried(state: &Rollout) -> Result<&Challenger> {
-    state.challenger.as_ref().with_context(|| {
-        format!("nothing is on trial: {} serves everybody ({})", state.bundle, state.reason)
+/// `KEY=VALUE` pairs as a part of a section; a key with dots reaches into it.
+fn change(pairs: &[String]) -> Result<Map<String, Value>> {
+    let mut change = Map::new();
+    for pair in pairs {
+        let part: toml::Table = toml::from_str(pair)
+            .with_context(|| format!("--set {pair:?}: give KEY=VALUE as TOML has it"))?;
+        let Value::Object(part) = serde_json::to_value(part)? else { continue };
+        pipeline::merge(&mut change, part);
+    }
+    Ok(change)
+}
+
+fn tried(state: &Rollout, of: Subject) -> Result<&Course> {
+    state.course(of).with_context(|| match of {
+        Subject::Bundle => {
+            format!("nothing is on trial: {} serves everybody ({})", state.bundle, state.reason)
+        }
+        Subject::Layer(layer) => format!("no settings of the layer {layer} are on trial"),
     })
 }
 
-fn paused(state: &Rollout, paused: bool, reason: &str) -> Result<Rollout> {
-    let plan = tried(state)?;
+fn paused(state: &Rollout, of: Subject, paused: bool, reason: &str) -> Result<Rollout> {
+    let course = tried(state, of)?;
     let word = if paused { "paused" } else { "not paused" };
-    ensure!(plan.paused != paused, "{} is {word} already", plan.bundle);
-    let challenger = Some(Challenger { paused, ..plan.clone() });
+    ensure!(course.paused != paused, "{} is {word} already", state.name(of));
     let (reason, who) = (reason.to_owned(), WHO.to_owned());
-    Ok(Rollout { challenger, reason, who, ..state.clone() })
+    let next = Rollout { reason, who, ..state.clone() };
+    Ok(next.with_course(of, |course| Course { paused, ..course }))
 }
 
 fn headline(state: &Rollout) -> String {
-    match &state.challenger {
-        None => format!("{} serves everybody", state.bundle),
-        Some(plan) => {
-            let paused = if plan.paused { ", paused" } else { "" };
-            format!("{} on trial at {}{paused}, beside {}", plan.bundle, plan.stage, state.bundle)
-        }
+    let text = |of| {
+        let course = state.course(of)?;
+        let paused = if course.paused { ", paused" } else { "" };
+        Some(format!("{} on trial at {}{paused}", state.name(of), course.stage))
+    };
+    let trials: Vec<String> = state.subjects().filter_map(text).collect();
+    match trials.is_empty() {
+        true => format!("{} serves everybody", state.bundle),
+        false => format!("{}, beside {}", trials.join("; "), state.bundle),
     }
 }
 
@@ -180,10 +253,25 @@ async fn status(
     println!("state {number}: {}", headline(state));
     let who = if state.who.is_empty() { "-" } else { &state.who };
     println!("reason  {} ({who})", state.reason);
-    let Some(plan) = &state.challenger else { return Ok(()) };
-    let minutes = (now_ms - plan.since_ms) as f64 / 60_000.0;
+    for of in state.subjects() {
+        let Some(course) = state.course(of) else { continue };
+        println!();
+        println!("{} at {}", state.name(of), course.stage);
+        trial(registry, number, course, now_ms, guard).await?;
+    }
+    Ok(())
+}
+
+async fn trial(
+    registry: &Registry,
+    number: u64,
+    course: &Course,
+    now_ms: i64,
+    guard: &Settings,
+) -> Result<()> {
+    let minutes = (now_ms - course.since_ms) as f64 / 60_000.0;
     println!("since   {minutes:.0} minutes");
-    let (counts, processes) = registry.read_counts(plan.first_state).await?;
+    let (counts, processes) = registry.read_counts(course.first_state).await?;
     println!("counts  of {processes} processes");
     println!(
         "  {:>6} {:<10} {:>12} {:>8} {:>12} {:>10} {:>12}",
@@ -205,7 +293,7 @@ async fn status(
             );
         }
     }
-    let verdict = verdict(number, plan, &counts, now_ms, guard);
+    let verdict = verdict(number, course, &counts, now_ms, guard);
     for reading in &verdict.readings {
         let mark = match (reading.breached, reading.waits) {
             (true, _) => "breached",

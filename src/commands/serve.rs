@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::bundle::{Bundle, ChangeLog, Registry};
 use crate::config::Config;
-use crate::events::Log;
+use crate::events::{Archive, Log};
 use crate::monitor::{self, Health};
 use crate::pipeline::{Engine, ItemChanges, Parts, Settings, Steering};
 use crate::server;
@@ -35,12 +35,12 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
         Some(dir) => (dir, None),
         None => {
             let source = server::Source {
-                registry: Registry::open(&config.registry.url)?,
+                registry: Registry::open(&config.registry)?,
                 poll: Duration::from_millis(config.registry.poll_interval_ms),
                 verify: config.registry.verify,
                 index: config.index.clone(),
                 steering: Steering {
-                    registry: Registry::open(&config.registry.url)?,
+                    registry: Registry::open(&config.registry)?,
                     settings: config.rollout.guard.clone(),
                     process: format!(
                         "{}-{}",
@@ -61,6 +61,12 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("events.dir: create {}", data_dir.display()))?;
     let events = Log::durable(data_dir, &config.events, health.clone())?;
     let requests = Log::start(data_dir, &config.events, health.clone())?;
+    // Ends after the logs, which leave their last files to it.
+    let archive = (!config.events.archive.is_empty()).then(|| {
+        let interval = Duration::from_millis(config.events.archive_interval_ms);
+        Archive::start(data_dir, &config.events.archive, interval, health.clone())
+    });
+    let _archive = archive.transpose()?;
     let poll_items_ms = config.items.poll_ms;
     let parts = server::Parts {
         events,
@@ -76,7 +82,7 @@ pub fn run(args: Args, mut config: Config) -> anyhow::Result<()> {
         let server_config = config.server.clone();
         let load = move || -> Result<Engine, Box<dyn std::error::Error + Send + Sync>> {
             let bundle = Bundle::open(&dir, config.registry.verify, &config.index)?;
-            let registry = Registry::open(&config.registry.url)?;
+            let registry = Registry::open(&config.registry)?;
             let item_changes = ItemChanges::new(ChangeLog::new(registry), config.items);
             let replayed = handle.block_on(item_changes.replay(&bundle))?;
             tracing::info!(replayed, "the items' change log is applied");

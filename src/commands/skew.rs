@@ -25,7 +25,7 @@ pub struct Args {
     /// The share of the rows in which a feature may differ.
     #[arg(long, default_value_t = 0.01)]
     share: f64,
-    /// The day's logs, instead of `events.dir`.
+    /// The day's logs, instead of `events.archive` or `events.dir`: a directory or a bucket's address.
     #[arg(long)]
     logs: Option<PathBuf>,
     /// Print JSON.
@@ -36,17 +36,19 @@ pub struct Args {
 /// Compares.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     ensure!((0.0..1.0).contains(&args.share), "--share {}: give 0 to below 1", args.share);
-    let logs = args.logs.as_deref().unwrap_or(&config.events.dir);
+    let logs = &super::logs::directory(args.logs.as_deref(), args.day.as_deref(), config)?;
     let requests = replay::requests(logs, args.day.as_deref(), args.limit)?;
-    let (work, registry) = (&config.offline.work_dir, Registry::open(&config.registry.url)?);
+    let (work, registry) = (&config.offline.work_dir, Registry::open(&config.registry)?);
     let loaded = Loaded::open(&work.join("collect"), &config.offline.signals)
         .with_context(|| format!("{}: run `shortlist pipeline collect`", work.display()))?;
     let mut versions: Vec<&str> = requests.iter().map(|r| r.bundle_version.as_str()).collect();
     versions.sort_unstable();
     versions.dedup();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut skew = Skew::default();
     for version in versions {
-        let bundle = Bundle::open(&registry.bundle_dir(version)?, false, &config.index)
+        let dir = runtime.block_on(registry.bundle(version))?;
+        let bundle = Bundle::open(&dir, false, &config.index)
             .with_context(|| format!("the bundle `{version}` of the log"))?;
         let dir = aggregates::day_dir(&work.join("features"), bundle.manifest.as_of_ms);
         ensure!(

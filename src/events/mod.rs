@@ -31,7 +31,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::monitor::{self, Health, Log as LogName, Lost};
+use crate::objects;
 
+mod archive;
 mod journal;
 mod read;
 mod rows;
@@ -42,6 +44,7 @@ mod writer;
 use journal::{Journal, Left};
 use writer::Writer;
 
+pub use archive::Archive;
 pub use read::{event_files, read_events, read_requests, request_files};
 pub use rows::{EventRecord, RequestRecord};
 pub use served::Served;
@@ -55,6 +58,10 @@ const AUTO: &str = "auto";
 pub struct Config {
     /// Where the logs are written: `<dir>/events/` and `<dir>/requests/`.
     pub dir: PathBuf,
+    /// Where the files of the logs are sent: a directory or `s3://BUCKET/PREFIX`; empty keeps them in `dir`.
+    pub archive: String,
+    /// Time between two rounds of sending.
+    pub archive_interval_ms: u64,
     /// Name of this process in file names; `"auto"` is the host's name.
     pub replica: String,
     /// Rows of one log that may wait; more are refused (events) or dropped (impressions, requests).
@@ -106,6 +113,8 @@ pub enum Error {
     Taken { directory: PathBuf },
     #[error("{path}: no column `{column}` of a request log: give a file of requests/")]
     Foreign { path: PathBuf, column: &'static str },
+    #[error("events.archive: {source}")]
+    Archive { source: objects::Error },
     #[error("the log has stopped")]
     Stopped,
 }
@@ -137,6 +146,7 @@ impl Config {
             ("file_rows_max", self.file_rows_max as u64),
             ("file_age_max_ms", self.file_age_max_ms),
             ("retry_ms", self.retry_ms),
+            ("archive_interval_ms", self.archive_interval_ms),
         ] {
             if value == 0 {
                 return Err(Error::Zero { key });

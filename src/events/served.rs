@@ -41,6 +41,7 @@ pub struct Served {
     /// Parts that were left out, late or failed.
     pub lost: Vec<String>,
     /// Settings of the version, as JSON.
+    #[serde(serialize_with = "as_text")]
     pub settings: Arc<str>,
     /// Of the items of the answer, in its order: the schema's columns item by item, ...
     pub features: Vec<f32>,
@@ -98,6 +99,10 @@ pub(super) fn columns(rows: &[RequestRecord]) -> Columns {
         ("dropped_reasons", ids(|s| s.dropped.iter().map(|(_, why)| why.as_str()).collect())),
     ];
     columns.map(|(name, column)| (name.to_owned(), column)).into()
+}
+
+fn as_text<S: serde::Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(text)
 }
 
 impl Served {

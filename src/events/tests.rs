@@ -12,6 +12,8 @@ use crate::types::DAY_MS;
 fn config(queue_rows_max: usize, file_rows_max: usize) -> Config {
     Config {
         dir: PathBuf::new(),
+        archive: String::new(),
+        archive_interval_ms: 1,
         replica: "r1".into(),
         queue_rows_max,
         file_rows_max,

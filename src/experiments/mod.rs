@@ -11,7 +11,7 @@
 //!                                                                      |
 //!                 rollout: hold, advance or roll back, with the reason in words
 //! ```
-//! Beside this stands `off_policy`: what a ranking would have earned that nobody has seen.
+//! `layer` names what may be tried at once. Beside this stands `off_policy`: what a ranking would have earned that nobody has seen.
 //! Invariant: a decision is a function of the state, the counts, the time that is handed in and the
 //! settings; the same four give the same decision and the same words, on every replica and in a
 //! rehearsal. Users are the unit that is drawn, so users (in groups) are the unit of every variance.
@@ -20,6 +20,7 @@
 
 mod assignment;
 mod counts;
+mod layer;
 pub mod off_policy;
 mod ratio;
 pub mod rehearsal;
@@ -28,6 +29,7 @@ mod sequential;
 
 pub use assignment::{Arm, Draw, GROUPS, SLOTS, Share, draw};
 pub use counts::{ArmCounts, Counts, Drift, Groups, Latency, StageCounts};
+pub use layer::{Layer, Subject};
 pub use ratio::{Comparison, Metric, compare, rate};
 pub use rollout::{Decision, Reading, Settings, SettingsError, Stage, State, Verdict, decide};
 pub use sequential::{Bets, Mixture};

@@ -36,6 +36,7 @@ pub const ITEMS_CHANGED: &str = "shortlist_items_changed";
 pub const ITEMS_SEQUENCE: &str = "shortlist_items_sequence";
 pub const LIVE_ROWS: &str = "shortlist_index_live_rows";
 pub const ROLLOUT_PERCENT: &str = "shortlist_rollout_percent";
+pub const LAYER_PERCENT: &str = "shortlist_layer_percent";
 pub const ROLLOUT_STATE: &str = "shortlist_rollout_state";
 pub const SHADOW: &str = "shortlist_shadow_requests_total";
 pub const REGISTRY_REACHABLE: &str = "shortlist_registry_reachable";
@@ -260,6 +261,10 @@ fn describe() {
     describe_gauge!(
         ROLLOUT_PERCENT,
         "Share of users that see a challenger; 0 while there is none."
+    );
+    describe_gauge!(
+        LAYER_PERCENT,
+        "Share of users that get the settings on trial in a layer, percent."
     );
     describe_gauge!(ROLLOUT_STATE, "Number of the rollout state that this process follows.");
     describe_counter!(SHADOW, "Requests that a challenger answered unseen, by result.");

@@ -259,6 +259,13 @@ pub fn rollout(state: u64, percent: u8) {
     }
 }
 
+/// The share of users that get the settings on trial in a layer.
+pub fn layer(name: &'static str, percent: u8) {
+    if HANDLES.get().is_some() {
+        metrics::gauge!(LAYER_PERCENT, "layer" => name).set(f64::from(percent));
+    }
+}
+
 /// Whether the registry could be read at the last look.
 pub fn registry_reachable(reachable: bool) {
     if let Some(handles) = HANDLES.get() {

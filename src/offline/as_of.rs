@@ -189,6 +189,9 @@ impl Table<'_> {
 fn open_table<'a>(table: &str, loaded: &'a Loaded, dir: &Path) -> Result<Table<'a>> {
     match table {
         "items" => Ok(Table::Collected(&loaded.items)),
+        "texts" => loaded.texts.as_ref().map(Table::Collected).context(
+            "the schema or the towers read `texts`, but there are none: set offline.text.model",
+        ),
         "users" => loaded.users.as_ref().map(Table::Collected).context(
             "the schema or offline.towers.inputs reads `users`, but no users were imported",
         ),

@@ -29,7 +29,7 @@ use crate::features::{Candidate, Schema};
 use crate::types::{ItemIdx, date_of};
 
 /// Tables that a midnight does not cut.
-const WHOLE: [&str; 3] = ["items", "users", "histories"];
+const WHOLE: [&str; 4] = ["items", "users", "histories", "texts"];
 /// Users and items whose rows are compared: every pair of them.
 const USERS_MAX: usize = 40;
 const ITEMS_MAX: usize = 150;

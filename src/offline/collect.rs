@@ -62,13 +62,16 @@ pub fn event_days(data: &Path) -> anyhow::Result<Vec<i64>> {
     for entry in entries {
         let name = entry?.file_name();
         let Some(date) = name.to_str().and_then(|name| name.strip_prefix("dt=")) else { continue };
-        let date: chrono::NaiveDate = date
-            .parse()
-            .with_context(|| format!("{}/dt={date}: not a date YYYY-MM-DD", folder.display()))?;
-        days.push(date.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis());
+        days.push(midnight(date).with_context(|| format!("{}/dt={date}", folder.display()))?);
     }
     days.sort_unstable();
     Ok(days)
+}
+
+/// The midnight (epoch ms) of a date.
+pub fn midnight(date: &str) -> anyhow::Result<i64> {
+    let date: chrono::NaiveDate = date.parse().context("not a date YYYY-MM-DD")?;
+    Ok(date.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis())
 }
 
 /// Collects the events of `[window_ms.start, window_ms.end)` and the whole catalogue.

@@ -13,11 +13,12 @@ use super::approve::{Asked, Decision, Override};
 use super::as_of::Layout;
 use super::evaluate::Report;
 use super::examples::{Models, Source};
+use super::inputs::Inputs;
 use super::load::Loaded;
 use super::split::Split;
 use super::workspace::{Fingerprint, Workspace, write_atomically};
 use super::{
-    aggregates, approve, collect, engine, evaluate, load, progress, publish, split, sql,
+    aggregates, approve, collect, engine, evaluate, load, progress, publish, split, sql, text,
     train_ranker, train_towers,
 };
 use crate::bundle::{self, Bundle, Registry, TowerUser, files};
@@ -37,7 +38,7 @@ pub const STEPS: [&str; 10] = [
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the canonical tables are.
+    /// Where the canonical tables are: a directory, or `s3://BUCKET/PREFIX`.
     pub data_dir: PathBuf,
     /// Where the run works; kept, so that a stopped run goes on.
     pub work_dir: PathBuf,
@@ -48,6 +49,7 @@ pub struct Config {
     /// Who runs the files of `sql/`.
     pub engine: engine::Kind,
     pub spark: engine::SparkConfig,
+    pub text: text::Config,
     pub window: Window,
     /// The moment whose statistics, histories and vectors the bundle serves.
     pub publish_as_of: PublishAsOf,
@@ -83,11 +85,18 @@ pub struct Window {
 }
 
 impl Config {
+    /// Names all columns that `texts.*` stands for.
+    pub fn expand_inputs(&mut self) {
+        let dense = &mut self.towers.inputs.item_dense;
+        *dense = self.text.expand(dense);
+    }
+
     /// Refuses what a run would only stumble over hours later.
     pub fn check(&self) -> Result<()> {
         self.aggregates.check()?;
         self.gate.check()?;
         self.ranker.check()?;
+        self.text.check()?;
         let towers = &self.towers;
         ensure!(
             towers.snapshot_every_days > 0,
@@ -262,10 +271,12 @@ impl<'a> Day<'a> {
         if !reached("evaluate") {
             return Ok(());
         }
-        let registry = Registry::open(&self.shared.registry.url)?;
+        let registry = Registry::open(self.shared.registry)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let current = runtime.block_on(registry.current())?.map(|(_, rollout)| rollout.bundle);
+        fetch(&runtime, &registry, current.as_deref());
         let current = current.and_then(|version| run.baseline(&registry, version));
+        fetch(&runtime, &registry, current.as_deref());
         let fp = fp.and(format!("{:?}{:?}", config.evaluate, current));
         let fp = fp.and(serde_json::to_string(&self.shared.serving)?);
         self.work.step("evaluate", &fp, |dir| {
@@ -295,6 +306,7 @@ impl<'a> Day<'a> {
             &version,
             (&reason, who),
             self.shared.rollout,
+            self.shared.registry.bundles_kept,
         ))?;
         tracing::info!("published {version} to {}", self.shared.registry.url);
         Ok(())
@@ -303,18 +315,22 @@ impl<'a> Day<'a> {
     /// Collects the window; where the tables are, the window, and what they depend on.
     fn collect(&self) -> Result<(PathBuf, Range<i64>, Fingerprint)> {
         let config = self.config;
-        let window = config.window.resolve(&collect::event_days(&config.data_dir)?)?;
+        let inputs = Inputs::open(&config.data_dir, self.work.root())?;
+        let window = config.window.resolve(&inputs.event_days()?)?;
         let fp = Fingerprint::start()
             .and(format!("{window:?}{:?}{:?}", config.engine, config.collect))
             .and(config.signals.positive_events.join(","))
             .and(collect::queries())
-            .and(listing(&config.data_dir, &window)?);
+            .and(serde_json::to_string(&config.text)?)
+            .and(inputs.listing(&window)?);
         self.work.step("collect", &fp, |_| {
             let bar = progress::spinner("collect");
             let note = |what: &str| bar.set_message(what.to_owned());
             let root = self.work.root();
+            bar.set_message("inputs");
+            let data = inputs.directory(&window)?;
             let report = collect::collect(
-                &config.data_dir,
+                &data,
                 root,
                 window.clone(),
                 &config.engine(),
@@ -333,9 +349,29 @@ impl<'a> Day<'a> {
                 report.from,
                 report.to
             );
+            self.embed_texts(root)?;
             Ok(())
         })?;
         Ok((self.work.dir("collect"), window, fp))
+    }
+
+    /// The table of the items' texts, beside the collected items.
+    fn embed_texts(&self, root: &Path) -> Result<()> {
+        let bar = progress::bar("embed texts", 0);
+        let note = |read: usize, of: usize| {
+            bar.set_length(of as u64);
+            bar.set_position(read as u64);
+        };
+        let collected = root.join("collect");
+        let made = self.pool.install(|| text::run(&self.config.text, &collected, &note))?;
+        bar.finish_and_clear();
+        match made {
+            Some(text::Summary { items, texts, read }) => tracing::info!(
+                "{texts} distinct texts of {items} items; {read} of them were not embedded before"
+            ),
+            None => tracing::info!("items have no text embeddings: offline.text.model is empty"),
+        }
+        Ok(())
     }
 
     /// Materialises the aggregates of these midnights; those that are there are kept as long as
@@ -586,26 +622,13 @@ impl Run<'_> {
     }
 }
 
-/// Names, sizes and times of the files that a run collects: what it depends on. Other days and
-/// other folders (a server's request log) do not count.
-fn listing(data_dir: &Path, window: &Range<i64>) -> Result<String> {
-    let days = collect::event_days(data_dir)?
-        .into_iter()
-        .filter(|day| (crate::types::day_start_ms(window.start)..window.end).contains(day));
-    let days = days.map(|day| format!("events/dt={}", crate::types::date_of(day)));
-    let tables = ["items", "users", "histories"].map(str::to_owned);
-    let mut lines = Vec::new();
-    for dir in days.chain(tables).map(|name| data_dir.join(name)).filter(|dir| dir.is_dir()) {
-        let entries = std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))?;
-        for entry in entries {
-            let entry = entry?;
-            let data = entry.metadata()?;
-            let modified = data.modified()?.duration_since(std::time::UNIX_EPOCH)?.as_millis();
-            lines.push(format!("{} {} {modified}\n", entry.path().display(), data.len()));
-        }
+/// Brings a bundle here. One that does not come is no baseline, and the gate says so.
+fn fetch(runtime: &tokio::runtime::Runtime, registry: &Registry, version: Option<&str>) {
+    if let Some(version) = version
+        && let Err(error) = runtime.block_on(registry.bundle(version))
+    {
+        tracing::warn!("{version} serves and cannot be read: {error}");
     }
-    lines.sort();
-    Ok(lines.concat())
 }
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {

@@ -151,8 +151,10 @@ fn measure_towers(
     let tables = aggregates::day_dir(source.features, test.start);
     let previous = previous.map(|rival| rival.day(&tables, test.start, loaded)).transpose()?;
     let mut theirs = previous.as_ref().map(|day| (day, day.query(loaded)));
-    let bar = progress::bar("recall", if previous.is_some() { 10 } else { 8 });
-    for (scope, scope_name) in [(Scope::All, "all"), (Scope::NewToUser, "new-to-user")] {
+    let bar = progress::bar("recall", if previous.is_some() { 15 } else { 12 });
+    let scopes =
+        [(Scope::All, "all"), (Scope::NewToUser, "new-to-user"), (Scope::Unseen, "unseen")];
+    for (scope, scope_name) in scopes {
         let measure = |score: &mut dyn FnMut(u32, &mut [f32])| {
             let by_user = recall::measure(loaded, window, &users, scope, ks, score);
             bar.inc(1);

@@ -26,6 +26,8 @@ pub struct Loaded {
     /// The collected items and users, whose row order is the dense one of [`Dataset::items`].
     pub items: Frame,
     pub users: Option<Frame>,
+    /// What the items' texts say in numbers.
+    pub texts: Option<Frame>,
     pub item_ids: IdTable,
     pub user_ids: IdTable,
     /// Dictionaries of the context columns.
@@ -44,6 +46,7 @@ impl Loaded {
         };
         let users = optional("users.parquet")?;
         let histories = optional("histories.parquet")?;
+        let texts = optional("texts.parquet")?;
         let events = Frame::open(&dir.join("events.parquet"))?;
         let user_names = user_names(&[Some(&events), users.as_ref(), histories.as_ref()])?;
         let user_ids = IdTable::new(user_names.iter().map(String::as_str));
@@ -63,7 +66,7 @@ impl Loaded {
             bail!("{} different event names; at most 255 are supported", data.kinds.len());
         }
         let data = data.index_by_user();
-        Ok(Self { data, items, users, item_ids, user_ids, context })
+        Ok(Self { data, items, users, texts, item_ids, user_ids, context })
     }
 
     /// The collected users in dense order: row of the frame by dense user.

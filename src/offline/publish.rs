@@ -72,13 +72,15 @@ pub fn write_manifest(dir: &Path, about: About) -> Result<String> {
 }
 
 /// Copies a complete bundle into the registry and makes it the one that serves, or, as
-/// `rollout.publish_on_trial` says, the one that is tried beside it.
+/// `rollout.publish_on_trial` says, the one that is tried beside it. Of the bundles that are not in use
+/// `kept` are left.
 pub async fn publish(
     registry: &Registry,
     dir: &Path,
     version: &str,
     (reason, who): (&str, &str),
     config: &RolloutConfig,
+    kept: usize,
 ) -> Result<()> {
     let target = registry.bundle_dir(version)?;
     if !target.join(MANIFEST_FILE).exists() {
@@ -97,6 +99,7 @@ pub async fn publish(
         std::fs::rename(&partial, &target)
             .with_context(|| format!("rename to {}", target.display()))?;
     }
+    registry.upload(version).await?;
     let current = registry.current().await?;
     if let Some((_, state)) = &current {
         let tried = state.challenger.as_ref().map(|plan| plan.bundle.as_str());
@@ -110,10 +113,18 @@ pub async fn publish(
             let now_ms = chrono::Utc::now().timestamp_millis();
             begin(registry, (*number, state), version, (reason, who), now_ms, &config.guard)?
         }
-        _ => Rollout::whole(version, reason, who),
+        Some((_, state)) => state.served_by(version, reason, who),
+        None => Rollout::whole(version, reason, who),
     };
-    let written = registry.succeed(current.map_or(0, |(number, _)| number), &next).await?;
+    let written = registry.succeed(current.as_ref().map_or(0, |state| state.0), &next).await?;
     ensure!(written.is_some(), "another rollout began at the same time; run publish again");
+    let replaced = current.as_ref().map(|(_, state)| state.bundle.as_str());
+    let tried = next.challenger.as_ref().map(|plan| plan.bundle.as_str());
+    let used: Vec<&str> =
+        [Some(next.bundle.as_str()), replaced, tried].into_iter().flatten().collect();
+    for gone in registry.prune(kept, &used).await? {
+        tracing::info!("{gone} is deleted: registry.bundles_kept = {kept}");
+    }
     Ok(())
 }
 

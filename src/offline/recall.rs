@@ -16,6 +16,8 @@ pub enum Scope {
     All,
     /// What the user had not taken before it; what was taken before cannot be recommended either.
     NewToUser,
+    /// What nobody had taken before it, among such items alone: what content says of new items.
+    Unseen,
 }
 
 /// Users with a positive in the window, at most `users_max`, evenly spread.
@@ -42,6 +44,13 @@ pub fn measure(
 ) -> Vec<Vec<Option<f64>>> {
     let n = loaded.item_ids.len();
     let k_max = ks.iter().copied().max().unwrap_or(0).min(n);
+    let seen: Vec<bool> = match scope {
+        Scope::Unseen => {
+            let before = popularity(loaded, [i64::MIN, window_ms[0]]);
+            before.into_iter().map(|count| count > 0.0).collect()
+        }
+        _ => Vec::new(),
+    };
     let mut scores = vec![0.0f32; n];
     let mut order: Vec<u32> = Vec::with_capacity(n);
     users
@@ -58,8 +67,10 @@ pub fn measure(
             let from = span.partition_point(|e| e.time_ms < window_ms[0]);
             let mut relevant: HashSet<u32> =
                 span[from..].iter().filter(|e| e.positive && e.timed).map(|e| e.item).collect();
-            if scope == Scope::NewToUser {
-                relevant.retain(|item| !before.contains(item));
+            match scope {
+                Scope::All => {}
+                Scope::NewToUser => relevant.retain(|item| !before.contains(item)),
+                Scope::Unseen => relevant.retain(|&item| !seen[item as usize]),
             }
             if relevant.is_empty() {
                 return vec![None; ks.len()];
@@ -68,6 +79,8 @@ pub fn measure(
             if scope == Scope::NewToUser {
                 before.iter().for_each(|&item| scores[item as usize] = f32::NEG_INFINITY);
             }
+            let known = scores.iter_mut().zip(&seen).filter(|(_, seen)| **seen);
+            known.for_each(|(score, _)| *score = f32::NEG_INFINITY);
             top(&scores, k_max, &mut order);
             let hit_at = |k: usize| {
                 let hits = order.iter().take(k).filter(|item| relevant.contains(item)).count();

@@ -76,7 +76,8 @@ pub fn run(
     let validation = layout.read(&aggregates::day_dir(features, day_ms), day_ms, loaded)?;
     let inputs = Inputs::collect(loaded, layout, config, &snapshots, &validation, split)?;
     let bar = progress::bar("train towers", u64::from(model.epochs_max));
-    let mut observer = Judge { loaded, config, validation: &validation, split, bar };
+    let validation = &validation;
+    let mut observer = Judge { loaded, config, validation, split, bar, samples_per_s: 0.0 };
     let dense: Vec<&[f32]> = snapshots.iter().map(|s| s.dense.as_slice()).collect();
     let towers = train(&inputs.data(&dense), model, &mut observer)?;
     observer.bar.finish_and_clear();
@@ -263,10 +264,13 @@ struct Judge<'a> {
     validation: &'a AsOf,
     split: &'a Split,
     bar: ProgressBar,
+    /// Of the last epoch.
+    samples_per_s: f64,
 }
 
 impl Observer for Judge<'_> {
     fn progress(&mut self, at: &Progress) {
+        self.samples_per_s = at.samples_per_s;
         self.bar.set_message(format!(
             "loss {:.4}, {:.0} samples/s, step {}/{}",
             at.loss, at.samples_per_s, at.step, at.steps_an_epoch
@@ -291,7 +295,10 @@ impl Observer for Judge<'_> {
             return None;
         }
         let mean = known.iter().sum::<f64>() / known.len() as f64;
-        tracing::info!("epoch {epoch}: recall@{} {mean:.4} on the held-out days", ks[0]);
+        let (k, rate) = (ks[0], self.samples_per_s);
+        tracing::info!(
+            "epoch {epoch}: recall@{k} {mean:.4} on the held-out days, {rate:.0} samples/s"
+        );
         Some(mean)
     }
 }

@@ -19,13 +19,15 @@ use super::item_changes::{self, ItemChanges};
 use super::observe::{self, Counts};
 use super::record;
 use super::region::Location;
-use super::rollout::{self, Chosen, Credit, Credits, Shadow, Trial, Versions};
+use super::rollout::{
+    self, Account, ChangeError, Chosen, Credit, Credits, Layers, Panel, Shadow, Trial, Versions,
+};
 use super::serving::{Serving, Settings};
 use super::stages::Stages;
 use super::warm::Recent;
-use crate::bundle::{self, Bundle, Challenger, Change};
+use crate::bundle::{self, Bundle, Challenger, Change, LayerPlan};
 use crate::executor::{self, Rejected};
-use crate::experiments::{Arm, Counts as ArmCounts, Stage};
+use crate::experiments::{Arm, Counts as ArmCounts, Layer, Stage, Subject};
 use crate::monitor::Fallback;
 use crate::store::{self, Embedding, Users};
 use crate::types::{ItemId, ItemIdx, UserId};
@@ -48,8 +50,8 @@ pub struct Request {
     pub history: Option<Vec<ItemId>>,
     /// Epoch milliseconds, UTC.
     pub time_ms: i64,
-    /// The arm of a rollout that the caller chose, for tests; such a request is not counted.
-    pub arm: Option<Arm>,
+    /// The arms that the caller chose, for tests; such a request is not counted.
+    pub arms: rollout::Asked,
 }
 
 /// Why a request has no answer.
@@ -87,8 +89,8 @@ pub struct Engine {
     versions: ArcSwap<Versions>,
     /// Versions that this process has prepared; see [`Serving::number`].
     prepared: AtomicU64,
-    /// Of the newest rollout, also after its end.
-    credits: ArcSwap<Option<Credits>>,
+    /// Of the newest trials, also after their end.
+    credits: ArcSwap<Credits>,
     /// Who replaces versions holds this: two of the steps below never interleave.
     turning: Mutex<()>,
     settings: Arc<Settings>,
@@ -142,10 +144,11 @@ impl Engine {
         let users = Arc::new(users);
         let drift = drift::Watch::start(&drift)?;
         let shadow = Shadow::start(shadow_every, users.clone())?;
+        let layers = Arc::new(Layers::none(settings.clone()));
         Ok(Self {
-            versions: ArcSwap::from_pointee(Versions { stable, trial: None }),
+            versions: ArcSwap::from_pointee(Versions::new(stable, None, layers)),
             prepared: AtomicU64::new(1),
-            credits: ArcSwap::from_pointee(None),
+            credits: ArcSwap::default(),
             turning: Mutex::new(()),
             settings,
             users,
@@ -176,7 +179,9 @@ impl Engine {
         let entry = Instant::now();
         let deadline = Deadline::after(self.deadline());
         self.recent.offer(&request);
-        let Chosen { serving, arm, seat } = self.choose(&mut request);
+        let chosen = self.choose(&mut request);
+        let variant = chosen.variant(&self.settings.pipeline.variant);
+        let Chosen { serving, arm, seats, .. } = chosen;
         let user = &request.user_id;
         let base = serving.bundle.users.find(&user.0);
         let state = self.users.read(&serving.fit, user, base, request.time_ms).await;
@@ -209,7 +214,7 @@ impl Engine {
             (vector, Counts::of(cx), record::served(cx))
         };
         let finished = self.stages.run(call, after).await;
-        if let Some(seat) = &seat {
+        for seat in &seats {
             let answer = finished.as_ref().ok().map(|finished| &finished.answer);
             seat.finished(answer, entry.elapsed());
         }
@@ -219,8 +224,8 @@ impl Engine {
             self.users.keep(&serving.fit, &request.user_id, Embedding { sequence, vector });
         }
         let mut answer = finished.answer;
-        if let Some(arm) = arm {
-            answer.variant = arm.name().to_owned();
+        if let Some(variant) = variant {
+            answer.variant = variant;
         }
         answer.timings.total = entry.elapsed();
         answer.served = served;
@@ -237,7 +242,7 @@ impl Engine {
     /// be read; the old one goes on.
     pub async fn publish(&self, bundle: Bundle) -> Result<(), PublishError> {
         let next = self.prepare(bundle).await?;
-        let swap = || self.turn_to(|_| Versions { stable: next.clone(), trial: None });
+        let swap = || self.turn_to(|now| Versions::new(next.clone(), None, now.layers.clone()));
         let old = self.item_changes.publish(&next.bundle, swap).await?;
         tracing::info!(bundle = next.version(), "published");
         self.leave(old).await;
@@ -258,13 +263,15 @@ impl Engine {
         let next = self.prepare(bundle).await?;
         let swap = || {
             self.turn_to(|now| {
-                let trial = Trial::new(next.clone(), state, plan, now.trial.as_deref());
+                let before = now.trial.as_ref().map(|trial| &trial.panel);
+                let panel = Panel::new(state, &plan.course, before);
+                let trial = Trial { serving: next.clone(), panel };
                 self.remember(now.stable.version(), &trial);
-                Versions { stable: now.stable.clone(), trial: Some(Arc::new(trial)) }
+                Versions::new(now.stable.clone(), Some(Arc::new(trial)), now.layers.clone())
             })
         };
         let old = self.item_changes.publish(&next.bundle, swap).await?;
-        tracing::info!(bundle = next.version(), stage = %plan.stage, "on trial");
+        tracing::info!(bundle = next.version(), stage = %plan.course.stage, "on trial");
         self.leave(old).await;
         Ok(())
     }
@@ -273,21 +280,39 @@ impl Engine {
     pub fn restage(&self, state: u64, plan: &Challenger) {
         self.turn_to(|now| {
             let moved = now.trial.as_ref().map(|trial| {
-                let serving = trial.serving.clone();
-                Arc::new(Trial::new(serving, state, plan, Some(trial)))
+                let panel = Panel::new(state, &plan.course, Some(&trial.panel));
+                Arc::new(Trial { serving: trial.serving.clone(), panel })
             });
             if let Some(trial) = &moved {
                 self.remember(now.stable.version(), trial);
             }
-            Versions { stable: now.stable.clone(), trial: moved }
+            Versions::new(now.stable.clone(), moved, now.layers.clone())
         });
+    }
+
+    /// Puts settings on trial as the registry's state `state` says, and ends the trials that it does not
+    /// name. Lists of a bundle are made anew where its sources differ: seconds for millions of items.
+    ///
+    /// # Errors
+    /// With the layer whose settings cannot be used; nothing changes then.
+    pub fn lay(&self, state: u64, plans: &[LayerPlan]) -> Result<(), (Layer, ChangeError)> {
+        let before = self.versions.load().layers.clone();
+        let next = Arc::new(Layers::new(state, plans, &before)?);
+        self.turn_to(|now| {
+            for trial in next.trials() {
+                let account = Account::new(Subject::Layer(trial.layer), &trial.panel, None);
+                self.credits.rcu(|credits| credits.with(account.clone()));
+            }
+            Versions::new(now.stable.clone(), now.trial.clone(), next.clone())
+        });
+        Ok(())
     }
 
     /// The challenger serves everybody from now on, and what served before is let go.
     pub async fn promote(&self) {
         let old = self.turn_to(|now| {
             let stable = now.trial.as_ref().map_or(&now.stable, |trial| &trial.serving).clone();
-            Versions { stable, trial: None }
+            Versions::new(stable, None, now.layers.clone())
         });
         tracing::info!(bundle = self.serving().version(), "the challenger serves everybody");
         self.leave(old).await;
@@ -295,7 +320,7 @@ impl Engine {
 
     /// The challenger serves nobody from now on, and is let go.
     pub async fn withdraw(&self) {
-        let old = self.turn_to(|now| Versions { stable: now.stable.clone(), trial: None });
+        let old = self.turn_to(|now| Versions::new(now.stable.clone(), None, now.layers.clone()));
         self.leave(old).await;
     }
 
@@ -304,13 +329,17 @@ impl Engine {
         self.versions.load().trial.clone()
     }
 
-    /// What this process has counted of the rollout under way.
-    pub fn trial_counts(&self) -> Option<ArmCounts> {
-        let trial = self.trial()?;
-        for arm in Arm::ALL {
-            trial.tally.drifted(arm, self.drift.furthest(arm));
+    /// What this process has counted of a trial under way.
+    pub fn trial_counts(&self, of: Subject) -> Option<ArmCounts> {
+        let versions = self.versions.load();
+        if of != Subject::Bundle {
+            return Some(versions.layers.panel(of)?.tallies.counts());
         }
-        Some(trial.tallies.counts())
+        let panel = &versions.trial.as_ref()?.panel;
+        for arm in Arm::ALL {
+            panel.tally.drifted(arm, self.drift.furthest(arm));
+        }
+        Some(panel.tallies.counts())
     }
 
     /// How far what the versions see is from their training.
@@ -318,22 +347,23 @@ impl Engine {
         self.drift.latest()
     }
 
-    /// To which arm of the newest rollout an event belongs, by the id of the answer.
+    /// To which arms of the newest trials an event belongs, by the id of the answer.
     pub fn credit(&self, request_id: &str, user: &str) -> Option<Credit> {
-        self.credits.load().as_ref().as_ref()?.of(request_id, user)
+        self.credits.load().of(request_id, user, &self.settings.pipeline.variant)
     }
 
     /// Who answers this request; its id then says so.
     fn choose(&self, request: &mut Request) -> Chosen {
         let versions = self.versions.load();
         if let Some(trial) = &versions.trial
-            && trial.stage == Stage::Shadow
+            && trial.panel.stage == Stage::Shadow
         {
             self.shadow.offer(&versions, request);
         }
-        let chosen = versions.choose(&request.user_id.0, request.arm);
-        if let Some(seat) = &chosen.seat {
-            request.request_id = rollout::tagged(&request.request_id, seat.tally.state(), seat.arm);
+        let chosen = versions.choose(&request.user_id.0, &request.arms);
+        for seat in &chosen.seats {
+            let (id, state) = (&request.request_id, seat.tally.state());
+            request.request_id = rollout::tagged(id, seat.of, state, seat.arm);
         }
         chosen
     }
@@ -357,25 +387,24 @@ impl Engine {
     }
 
     fn remember(&self, stable: &str, trial: &Trial) {
-        self.credits.store(Arc::new(Some(Credits {
-            tallies: trial.tallies.clone(),
-            latest_state: trial.state,
-            salt: trial.share.salt.clone(),
-            versions: [stable.to_owned(), trial.serving.version().to_owned()],
-        })));
+        let versions = [stable.to_owned(), trial.serving.version().to_owned()];
+        let account = Account::new(Subject::Bundle, &trial.panel, Some(versions));
+        self.credits.rcu(|credits| credits.with(account.clone()));
     }
 
     /// Waits until no request reads what has been replaced. Not left to a request: giving gigabytes
     /// back takes longer than an answer may.
     async fn leave(&self, old: Arc<Versions>) {
         let living = self.living();
-        let is_gone = |serving: &Arc<Serving>| living.iter().all(|now| !Arc::ptr_eq(now, serving));
+        let is_gone =
+            |bundle: &Arc<Bundle>| living.iter().all(|now| !Arc::ptr_eq(&now.bundle, bundle));
         let all = std::iter::once(&old.stable).chain(old.trial.iter().map(|trial| &trial.serving));
-        let leaving: Vec<Arc<Serving>> = all.filter(|serving| is_gone(serving)).cloned().collect();
+        let bundles = all.map(|serving| serving.bundle.clone());
+        let leaving: Vec<Arc<Bundle>> = bundles.filter(is_gone).collect();
         drop(old);
         self.stages.keep(&living);
         let since = Instant::now();
-        let is_read = |serving: &Arc<Serving>| Arc::strong_count(serving) > 1;
+        let is_read = |bundle: &Arc<Bundle>| Arc::strong_count(bundle) > 1;
         while leaving.iter().any(is_read) && since.elapsed() < READERS_LEAVE_MAX {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -436,7 +465,7 @@ impl Engine {
         request: Request,
         item: Option<String>,
     ) -> Result<Explanation, explain::Error> {
-        let serving = self.versions.load().choose(&request.user_id.0, request.arm).serving;
+        let serving = self.versions.load().choose(&request.user_id.0, &request.arms).serving;
         let base = serving.bundle.users.find(&request.user_id.0);
         let state = self.users.read(&serving.fit, &request.user_id, base, request.time_ms).await;
         let candidates = self.settings.pipeline.candidates;

@@ -58,8 +58,8 @@ pub use gather::{history, inputs};
 pub use item_changes::{Config as ItemsConfig, Error as ItemsError, ItemChanges, advance};
 pub use region::{Config as RegionConfig, Location};
 pub use rollout::{
-    Config as RolloutConfig, ConfigError as RolloutError, Credit, Outcome, Steering, begin,
-    follows, verdict,
+    Asked as AskedArms, ChangeError, Config as RolloutConfig, ConfigError as RolloutError, Credit,
+    Outcome, Steering, begin, begin_layer, is_variant, merge, verdict,
 };
 pub use s2_candidates::Config as SourcesConfig;
 pub use s5_rules::Config as RulesConfig;

@@ -28,7 +28,8 @@ pub struct Settings {
 pub struct Serving {
     /// Numbers the bundles of this process from 1: rows and buffers belong to one of them.
     pub number: u64,
-    pub bundle: Bundle,
+    /// Shared by the same version under other settings.
+    pub bundle: Arc<Bundle>,
     pub settings: Arc<Settings>,
     /// The settings as the request log has them: JSON.
     pub settings_text: Arc<str>,
@@ -41,7 +42,7 @@ pub struct Serving {
     /// Position of the users' own region among their columns.
     pub user_region: Option<usize>,
     /// What candidates come from beside retrieval.
-    pub lists: Lists,
+    pub lists: Arc<Lists>,
     pub remarks: Vec<Remark>,
 }
 
@@ -75,34 +76,46 @@ impl Serving {
         settings: Arc<Settings>,
     ) -> Result<Self, bundle::Error> {
         bundle.rank_with(settings.pipeline.ranker.engine)?;
-        let context_names = bundle.schema.context_names();
+        let bundle = Arc::new(bundle);
         let user_region = bundle.users.columns().iter().position(|c| c == USER_REGION);
-        let mut remarks = Vec::new();
-        let (rules, items) = (&settings.rules, &bundle.items);
-        let blocked = items.view().label_bits(&rules.blocked_labels);
-        if !rules.blocked_labels.is_empty() && items.label_names().is_empty() {
-            remarks.push(Remark::NoLabels);
-        }
-        let lists = Lists::new(&settings.pipeline, &bundle, blocked, &mut remarks);
-        let unlearnt = bundle.schema.features().iter().find(|f| f.reads_retrieval());
-        if let Some(feature) = unlearnt.filter(|_| lists.any()) {
-            remarks.push(Remark::Unlearnt { feature: feature.name.clone() });
-        }
-        remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
-        let fit = Arc::new(bundle.fit());
-        let settings_text = serde_json::to_string(&*settings).expect("names and numbers").into();
+        let made_at = bundle.applied();
+        let (lists, remarks) = lists(&bundle, &settings);
         Ok(Self {
             number,
-            made_at: bundle.applied(),
+            made_at,
+            context_names: bundle.schema.context_names(),
+            fit: Arc::new(bundle.fit()),
+            user_region,
+            lists: Arc::new(lists),
+            remarks,
+            settings_text: text(&settings),
             bundle,
             settings,
-            settings_text,
-            context_names,
-            fit,
-            user_region,
+        })
+    }
+
+    /// The same bundle under other settings: its buffers fit both.
+    pub fn under(&self, settings: Arc<Settings>) -> Self {
+        let same = settings.pipeline.sources == self.settings.pipeline.sources;
+        let made_at = if same { self.made_at } else { self.bundle.applied() };
+        let (lists, remarks) = if same {
+            (self.lists.clone(), self.remarks.clone())
+        } else {
+            let (lists, remarks) = lists(&self.bundle, &settings);
+            (Arc::new(lists), remarks)
+        };
+        Self {
+            number: self.number,
+            bundle: self.bundle.clone(),
+            settings_text: text(&settings),
+            settings,
+            made_at,
+            context_names: self.context_names.clone(),
+            fit: self.fit.clone(),
+            user_region: self.user_region,
             lists,
             remarks,
-        })
+        }
     }
 
     /// Version of the bundle.
@@ -122,4 +135,25 @@ impl Serving {
         let dictionary = self.bundle.dictionaries.get(USER_REGION)?;
         if code.is_nan() { None } else { dictionary.value(code as u32) }
     }
+}
+
+/// What candidates come from beside retrieval, and what the bundle lacks for it.
+fn lists(bundle: &Bundle, settings: &Settings) -> (Lists, Vec<Remark>) {
+    let mut remarks = Vec::new();
+    let (rules, items) = (&settings.rules, &bundle.items);
+    let blocked = items.view().label_bits(&rules.blocked_labels);
+    if !rules.blocked_labels.is_empty() && items.label_names().is_empty() {
+        remarks.push(Remark::NoLabels);
+    }
+    let lists = Lists::new(&settings.pipeline, bundle, blocked, &mut remarks);
+    let unlearnt = bundle.schema.features().iter().find(|f| f.reads_retrieval());
+    if let Some(feature) = unlearnt.filter(|_| lists.any()) {
+        remarks.push(Remark::Unlearnt { feature: feature.name.clone() });
+    }
+    remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
+    (lists, remarks)
+}
+
+fn text(settings: &Settings) -> Arc<str> {
+    serde_json::to_string(settings).expect("names and numbers").into()
 }

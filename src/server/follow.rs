@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use super::Shared;
-use crate::bundle::{Bundle, Challenger, Registry, RegistryError, Rollout};
-use crate::experiments::Decision;
+use crate::bundle::{Bundle, Challenger, Course, Registry, RegistryError, Rollout};
+use crate::experiments::{Decision, Layer, Stage, Subject};
 use crate::monitor;
 use crate::pipeline::{Engine, Steering};
 use crate::{ffi, index};
@@ -75,8 +75,8 @@ struct Follower {
 struct Followed {
     number: u64,
     rollout: Rollout,
-    /// Why the challenger cannot be served here; tried until the registry has it.
-    refused: Option<String>,
+    /// What cannot be served here, and why; tried until the registry has it.
+    refused: Option<(Subject, String)>,
 }
 
 impl Follower {
@@ -90,13 +90,20 @@ impl Follower {
             (Err(error), _) => return self.cut_off(shared, &error.to_string()),
         };
         monitor::registry_reachable(true);
-        let percent = rollout.challenger.as_ref().map_or(0, |plan| plan.stage.percent());
+        let percent = |of| rollout.course(of).map_or(0, |course| course.stage.percent());
+        let percents = [Subject::Bundle].into_iter().chain(Layer::ALL.map(Subject::Layer));
+        let percents: Vec<(Subject, u8)> = percents.map(|of| (of, percent(of))).collect();
         if self.state.as_ref().is_none_or(|state| state.number != number) {
             let refused = self.turn_to(shared, engine, number, &rollout);
             self.state = Some(Followed { number, rollout, refused });
         }
         // Said when it is done: loading takes a while.
-        monitor::rollout(number, percent);
+        for (of, percent) in percents {
+            match of {
+                Subject::Bundle => monitor::rollout(number, percent),
+                Subject::Layer(layer) => monitor::layer(layer.name(), percent),
+            }
+        }
         shared.parts.health.set("registry", true, format!("state {number} is followed"));
         if let Err(error) = self.steer(engine) {
             self.cut_off(shared, &error.to_string());
@@ -113,15 +120,34 @@ impl Follower {
         shared.parts.health.set("registry", false, format!("{stays}: {error}"));
     }
 
-    /// Does what a state says; returns why its challenger cannot be served.
+    /// Does what a state says; returns what of it cannot be served, and why.
     fn turn_to(
         &self,
         shared: &Shared,
         engine: &Engine,
         number: u64,
         rollout: &Rollout,
-    ) -> Option<String> {
+    ) -> Option<(Subject, String)> {
         tracing::info!(state = number, reason = rollout.reason, "rollout");
+        let refused = self.turn_bundles(shared, engine, number, rollout);
+        let laid = engine.lay(number, &rollout.layers);
+        refused.map(|why| (Subject::Bundle, why)).or_else(|| {
+            let (layer, error) = laid.err()?;
+            let (of, why) = (Subject::Layer(layer), format!("cannot serve it: {error}"));
+            tracing::error!(why, "{}", rollout.name(of));
+            shared.parts.health.set("rollout", false, format!("{}: {why}", rollout.name(of)));
+            Some((of, why))
+        })
+    }
+
+    /// Does what a state says of bundles; returns why its challenger cannot be served.
+    fn turn_bundles(
+        &self,
+        shared: &Shared,
+        engine: &Engine,
+        number: u64,
+        rollout: &Rollout,
+    ) -> Option<String> {
         let wanted =
             |plan: &Challenger| engine.trial().is_some_and(|t| t.serving.version() == plan.bundle);
         let on_trial = engine.trial().map(|trial| trial.serving.version().to_owned());
@@ -142,17 +168,17 @@ impl Follower {
                 if engine.trial().is_some() {
                     self.handle.block_on(engine.withdraw());
                 }
-                health.set("rollout", true, rollout.reason.clone());
+                health.set("rollout", true, on_trial_text(rollout));
                 None
             }
             Some(plan) if wanted(plan) => {
                 engine.restage(number, plan);
-                health.set("rollout", true, on_trial_text(plan));
+                health.set("rollout", true, on_trial_text(rollout));
                 None
             }
             Some(plan) => match self.challenge(engine, number, plan) {
                 Ok(()) => {
-                    health.set("rollout", true, on_trial_text(plan));
+                    health.set("rollout", true, on_trial_text(rollout));
                     None
                 }
                 Err(error) => {
@@ -167,7 +193,7 @@ impl Follower {
 
     fn open(&self, version: &str) -> Result<Bundle, Box<dyn std::error::Error>> {
         tracing::info!(bundle = version, "loading");
-        let dir = self.source.registry.bundle_dir(version)?;
+        let dir = self.handle.block_on(self.source.registry.bundle(version))?;
         Ok(Bundle::open(&dir, self.source.verify, &self.source.index)?)
     }
 
@@ -187,38 +213,58 @@ impl Follower {
     /// Tells what was counted and decides, when it is time.
     fn steer(&mut self, engine: &Engine) -> Result<(), RegistryError> {
         let Some(state) = &self.state else { return Ok(()) };
-        if let Some(why) = &state.refused {
-            let steering = &self.source.steering;
-            return self.handle.block_on(steering.give_up(state.number, &state.rollout, why));
+        let steering = &self.source.steering;
+        if let Some((of, why)) = &state.refused {
+            let given = steering.give_up(state.number, &state.rollout, *of, why);
+            return self.handle.block_on(given);
         }
         if self.counted.elapsed() < self.source.counts_interval {
             return Ok(());
         }
-        let Some(own) = engine.trial_counts() else { return Ok(()) };
         self.counted = Instant::now();
         // The real time, whatever the engine's clock shows: a rollout belongs to all replicas.
         let now_ms = chrono::Utc::now().timestamp_millis();
-        let steering = &self.source.steering;
-        let look = steering.look(state.number, &state.rollout, &own, now_ms);
-        match self.handle.block_on(look)? {
-            Some((verdict, true)) if verdict.decision == Decision::RollBack => {
-                tracing::warn!(reason = verdict.reason, "the challenger is rolled back");
+        for of in state.rollout.subjects() {
+            let name = state.rollout.name(of);
+            // Everybody sees it: there is nobody to compare with.
+            let is_whole =
+                |course: &Course| matches!(course.stage, Stage::Percent(percent) if percent >= 100);
+            if state.rollout.course(of).is_none_or(is_whole) {
+                continue;
             }
-            Some((verdict, true)) => {
-                tracing::info!(reason = verdict.reason, "the challenger advances")
+            let Some(own) = engine.trial_counts(of) else { continue };
+            self.handle.block_on(steering.tell(&state.rollout, of, &own))?;
+            let look = steering.look(state.number, &state.rollout, of, now_ms);
+            match self.handle.block_on(look)? {
+                Some((verdict, true)) => {
+                    match verdict.decision {
+                        Decision::RollBack => {
+                            tracing::warn!(reason = verdict.reason, "{name} is rolled back");
+                        }
+                        _ => tracing::info!(reason = verdict.reason, "{name} advances"),
+                    }
+                    // What follows is decided from the new state.
+                    return Ok(());
+                }
+                Some((verdict, false)) => {
+                    tracing::debug!(reason = verdict.reason, "{name} stays")
+                }
+                None => {}
             }
-            Some((verdict, false)) => {
-                tracing::debug!(reason = verdict.reason, "the challenger stays")
-            }
-            None => {}
         }
         Ok(())
     }
 }
 
-fn on_trial_text(plan: &Challenger) -> String {
-    let paused = if plan.paused { ", paused" } else { "" };
-    format!("{} on trial at {}{paused}", plan.bundle, plan.stage)
+/// What is on trial and how far, or why nothing is.
+fn on_trial_text(rollout: &Rollout) -> String {
+    let text = |of| {
+        let course = rollout.course(of)?;
+        let paused = if course.paused { ", paused" } else { "" };
+        Some(format!("{} on trial at {}{paused}", rollout.name(of), course.stage))
+    };
+    let texts: Vec<String> = rollout.subjects().filter_map(text).collect();
+    if texts.is_empty() { rollout.reason.clone() } else { texts.join("; ") }
 }
 
 /// Says which bundle serves now.

@@ -2,9 +2,8 @@
 //! configuration bound.
 
 use crate::events::EventRecord;
-use crate::experiments::Arm;
 use crate::monitor;
-use crate::pipeline::{Engine, Outcome};
+use crate::pipeline::{Engine, Outcome, is_variant};
 
 /// Devices, and regions, that have a series of their own: the first ones of the bundle's list.
 const NAMED_MAX: usize = 32;
@@ -17,9 +16,8 @@ const NONE: &str = "none";
 pub fn count(engine: &Engine, event: &EventRecord, outcome: Outcome) {
     let serving = engine.serving();
     let (bundle, settings) = (&serving.bundle, &serving.settings);
-    let variant = bounded(event.variant.as_deref(), |name| {
-        name == settings.pipeline.variant || Arm::ALL.iter().any(|arm| arm.name() == name)
-    });
+    let variant =
+        bounded(event.variant.as_deref(), |name| is_variant(name, &settings.pipeline.variant));
     let device = bounded(event.device.as_deref(), |name| {
         let dictionary = bundle.dictionaries.get("context.device");
         let code = dictionary.and_then(|dictionary| dictionary.code(name));

@@ -82,7 +82,7 @@ async fn recommend(http: &HttpRequest, body: Payload, shared: &Shared) -> Result
     let ask = wire::ask(&read(http, body, shared).await?)?;
     let engine = engine(shared)?;
     let timings = ask.timings;
-    if ask.arm.is_some() && !shared.parts.rollout.allow_override {
+    if !ask.arms.is_nothing() && !shared.parts.rollout.allow_override {
         return Err(wire::arm_is_not_chosen());
     }
     let time_ms = engine.now_ms();
@@ -105,7 +105,7 @@ fn question(ask: Ask, time_ms: i64) -> Request {
         context: ask.context,
         history: ask.history,
         time_ms,
-        arm: ask.arm,
+        arms: ask.arms,
     }
 }
 
@@ -207,8 +207,9 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
     let credits: Vec<Option<Credit>> = events.iter().map(|event| credit(engine, event)).collect();
     for (event, credit) in events.iter_mut().zip(&credits) {
         if let Some(credit) = credit {
-            event.variant.get_or_insert_with(|| credit.arm.name().to_owned());
-            event.bundle_version.get_or_insert_with(|| credit.bundle_version.clone());
+            event.variant = event.variant.take().or_else(|| credit.variant.clone());
+            event.bundle_version =
+                event.bundle_version.take().or_else(|| credit.bundle_version.clone());
         }
     }
     // The log comes first: what it refuses has not happened for the live state either.
@@ -242,12 +243,12 @@ async fn take_events(http: &HttpRequest, body: Payload, shared: &Shared) -> Resu
     Ok(taken)
 }
 
-/// The arm of a rollout whose answer showed the item.
+/// The trials whose answer showed the item.
 fn credit(engine: &Engine, event: &EventRecord) -> Option<Credit> {
     engine.credit(event.request_id.as_deref()?, &event.user_id)
 }
 
-/// What an event means for a rollout.
+/// What an event means for a trial.
 fn outcome(shared: &Shared, event: &EventRecord) -> Option<Outcome> {
     let (config, rollout) = (&shared.config, &shared.parts.rollout);
     if event.event == config.shown_kind {

@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::events::{EventRecord, Taken};
-use crate::experiments::Arm;
+use crate::experiments::{Arm, Layer};
 use crate::monitor::Component;
-use crate::pipeline::{Answer, AnswerItem, HistoryItem, Location, STAGES};
+use crate::pipeline::{Answer, AnswerItem, AskedArms, HistoryItem, Location, STAGES};
 use crate::types::{ItemId, UserId};
 
 mod drift;
@@ -111,7 +111,7 @@ pub struct Ask {
     pub history: Option<Vec<ItemId>>,
     pub timings: bool,
     /// Chosen instead of drawn.
-    pub arm: Option<Arm>,
+    pub arms: AskedArms,
 }
 
 /// Reads a body of `POST /v1/recommendations`.
@@ -130,6 +130,7 @@ fn ask_of(mut object: Object) -> Result<Ask, Fault> {
         "history",
         "timings",
         "arm",
+        "layers",
     ])?;
     Ok(Ask {
         user_id: UserId(object.required("user_id")?),
@@ -144,23 +145,40 @@ fn ask_of(mut object: Object) -> Result<Ask, Fault> {
             .texts("history", HISTORY_MAX)?
             .map(|ids| ids.into_iter().map(ItemId).collect()),
         timings: object.boolean("timings")?.unwrap_or(false),
-        arm: arm(&mut object)?,
+        arms: arms(&mut object)?,
     })
 }
 
-/// The arm of a rollout, by name.
-fn arm(object: &mut Object) -> Result<Option<Arm>, Fault> {
-    let Some(name) = object.text("arm")? else { return Ok(None) };
-    let found = Arm::ALL.into_iter().find(|arm| arm.name() == name);
-    found.map(Some).ok_or_else(|| {
-        let message = format!("arm `{name}` is not known: give stable or challenger");
-        object.fault("arm", "out_of_range", message)
-    })
+/// The arms that the request chooses: `arm` of the bundle's trial, `layers` by name.
+fn arms(object: &mut Object) -> Result<AskedArms, Fault> {
+    let unknown = |name: &str| format!("arm `{name}` is not known: give stable or challenger");
+    let known = |name: &str| Arm::ALL.into_iter().find(|arm| arm.name() == name);
+    let bundle = match object.text("arm")? {
+        None => None,
+        Some(name) => match known(&name) {
+            Some(arm) => Some(arm),
+            None => return Err(object.fault("arm", "out_of_range", unknown(&name))),
+        },
+    };
+    let mut layers = Vec::new();
+    let named = object.object("layers")?.map(|named| named.into_texts(Layer::ALL.len()));
+    for (layer, name) in named.transpose()?.unwrap_or_default() {
+        let Some(layer) = Layer::named(&layer) else {
+            let message = format!("layer `{layer}` is not known: give rules or blending");
+            return Err(object.fault("layers", "out_of_range", message));
+        };
+        let Some(arm) = known(&name) else {
+            return Err(object.fault("layers", "out_of_range", unknown(&name)));
+        };
+        layers.push((layer, arm));
+    }
+    Ok(AskedArms { bundle, layers })
 }
 
-/// The refusal of a request that chooses its arm where that is not allowed.
+/// The refusal of a request that chooses its arms where that is not allowed.
 pub fn arm_is_not_chosen() -> Fault {
-    let message = "`arm` cannot be chosen here: leave it out, or set rollout.allow_override";
+    let message =
+        "arms cannot be chosen here: leave `arm` and `layers` out, or set rollout.allow_override";
     Fault::at("arm", "not_allowed", message)
 }
 

@@ -19,6 +19,7 @@ mod file;
 mod foreign;
 mod mlp;
 mod model;
+mod onnx;
 #[cfg(all(test, feature = "etl"))]
 mod tests;
 #[cfg(feature = "etl")]

@@ -10,6 +10,8 @@ mod http;
 mod kuairand;
 mod leak;
 mod live_items;
+mod object_store;
+mod onnx;
 mod parity;
 mod replay;
 mod report;

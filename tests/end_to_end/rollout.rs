@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::fs;
 
 use serde_json::{Value, json};
-use shortlist::bundle::{Registry, Rollout};
-use shortlist::experiments::{Arm, Share, Stage};
+use shortlist::bundle::{Course, LayerPlan, Registry, Rollout};
+use shortlist::experiments::{Arm, Layer, Share, Stage, Subject};
 
 use crate::support::{Server, eventually, world};
 use crate::swap::{Bundles, cut};
@@ -65,7 +65,7 @@ impl Fleet {
     }
 
     fn state(&self) -> (u64, Rollout) {
-        let registry = Registry::open(self.bundles.root().to_str().unwrap()).unwrap();
+        let registry = Registry::in_directory(self.bundles.root()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(registry.current()).unwrap().unwrap()
     }
@@ -92,6 +92,16 @@ impl Fleet {
     /// Visitors come until the rollout has ended: each asks one replica, and tells another what it saw
     /// and clicked. `ctr` is by bundle. Returns the last state.
     fn visited_until_the_end(&self, ctr: impl Fn(&str) -> f64) -> Rollout {
+        let ctr = |answer: &Value| ctr(answer["bundle_version"].as_str().unwrap());
+        self.visited_while(ctr, |state| state.challenger.is_some())
+    }
+
+    /// The same until something else has ended; `ctr` is by answer.
+    fn visited_while(
+        &self,
+        ctr: impl Fn(&Value) -> f64,
+        goes_on: impl Fn(&Rollout) -> bool,
+    ) -> Rollout {
         // Any sequence without a pattern will do, as long as it is the same in every run.
         let mut random = 0x9E37_79B9_7F4A_7C15_u64;
         let mut chance = || {
@@ -105,7 +115,6 @@ impl Fleet {
             let answer = self.replicas[visit % REPLICAS].recommend(json!({"user_id": user}));
             let (_, state) = self.state();
             self.check_share(&state, &user, &answer);
-            let version = answer["bundle_version"].as_str().unwrap();
             let mut events = Vec::new();
             for item in answer["items"].as_array().unwrap().iter().take(LOOKS) {
                 let event = |kind: &str| {
@@ -113,14 +122,14 @@ impl Fleet {
                            "request_id": answer["request_id"]})
                 };
                 events.push(event("impression"));
-                if chance() < ctr(version) {
+                if chance() < ctr(&answer) {
                     events.push(event("click"));
                 }
             }
             let other = &self.replicas[(visit + 1) % REPLICAS];
             let (status, body) = other.post("/v1/events", &Value::Array(events));
             assert_eq!(status, 202, "{body}");
-            if state.challenger.is_none() {
+            if !goes_on(&state) {
                 println!("ended after {visit} visits: {}", state.reason);
                 return state;
             }
@@ -131,10 +140,10 @@ impl Fleet {
     /// Nobody sees the challenger who is not drawn for it.
     fn check_share(&self, state: &Rollout, user: &str, answer: &Value) {
         let Some(plan) = &state.challenger else { return };
-        let share = Share { salt: plan.salt.clone(), percent: plan.stage.percent() };
+        let share = Share { salt: plan.course.salt.clone(), percent: plan.course.stage.percent() };
         if answer["bundle_version"] == plan.bundle.as_str() {
-            assert_eq!(share.arm(user).0, Arm::Challenger, "{user} at {}", plan.stage);
-            assert_eq!(answer["variant"], "challenger");
+            assert_eq!(share.arm(user).0, Arm::Challenger, "{user} at {}", plan.course.stage);
+            assert!(answer["variant"].as_str().unwrap().starts_with("challenger"));
         }
     }
 }
@@ -204,9 +213,9 @@ fn a_user_sees_one_version_on_all_replicas_and_only_a_tester_may_choose() {
     assert!(fleet.rollout(&["pause"]).contains("paused"));
     fleet.settled();
     let (_, state) = fleet.state();
-    let plan = state.challenger.unwrap();
-    assert_eq!(plan.stage, Stage::Percent(5));
-    let share = Share { salt: plan.salt, percent: 5 };
+    let course = state.challenger.unwrap().course;
+    assert_eq!(course.stage, Stage::Percent(5));
+    let share = Share { salt: course.salt, percent: 5 };
     let mut seen = HashMap::new();
     for user in (0..300).map(|n| format!("visitor-{n}")) {
         for replica in &fleet.replicas {
@@ -234,6 +243,111 @@ fn a_user_sees_one_version_on_all_replicas_and_only_a_tester_may_choose() {
     assert!(back.contains("one serves everybody"), "{back}");
     fleet.settled();
     assert!(fleet.rollout(&["status"]).contains("two was rolled back at 5 %: enough"));
+}
+
+/// How many of the most common category an answer has.
+fn most_of_a_category(answer: &Value) -> usize {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for item in answer["items"].as_array().unwrap() {
+        if let Some(category) = &world().items[item["item_id"].as_str().unwrap()].category {
+            *counts.entry(category).or_default() += 1;
+        }
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
+#[test]
+fn rules_are_tried_beside_a_bundle_and_each_trial_goes_its_own_way() {
+    let fleet = Fleet::start(&["one", "two"], |_| ());
+    let (bundle, rules) = (Subject::Bundle, Subject::Layer(Layer::Rules));
+    fleet.rollout(&["start", "two"]);
+    let change = ["--layer", "rules", "--set", "max_per_category=1"];
+    let started = fleet.rollout(&[&["start"][..], &change].concat());
+    assert!(started.contains(r#"rules {"max_per_category":1} on trial at 5 %"#), "{started}");
+    for (arguments, text) in [
+        (&["start", "--layer", "rules", "--set", "max_per_category=2"][..], "is on trial at 5 %"),
+        (&["start", "--layer", "blending", "--set", "freshness=1"], "unknown field `freshness`"),
+        (&["start", "--layer", "blending", "--set", "fresh.quota=0"], "nothing of"),
+        (&["advance", "--layer", "blending"], "no settings of the layer blending"),
+        (&["start", "--layer", "ranking", "--set", "a=1"], "give rules or blending"),
+    ] {
+        let arguments = [&["rollout"], arguments].concat();
+        let (code, found) = world().fails(&borrowed(&fleet.settings), &arguments);
+        assert!(code != 0 && found.contains(text), "{arguments:?}: {found}");
+    }
+    for step in [
+        &["advance"][..],
+        &["pause"],
+        &["advance", "--layer", "rules"],
+        &["pause", "--layer", "rules"],
+    ] {
+        fleet.rollout(step);
+    }
+    for step in [&["advance"][..], &["advance"], &["advance", "--layer", "rules"]] {
+        fleet.rollout(step);
+    }
+    fleet.settled();
+    let (_, state) = fleet.state();
+    let share = |of| {
+        let course = state.course(of).unwrap();
+        assert_eq!(course.stage, Stage::Percent(50));
+        Share { salt: course.salt.clone(), percent: 50 }
+    };
+    let shares = [share(bundle), share(rules)];
+    let mut cells = [[0; 2]; 2];
+    for (n, user) in (0..300).map(|n| format!("visitor-{n}")).enumerate() {
+        let answer = fleet.replicas[n % REPLICAS].recommend(json!({"user_id": user}));
+        let [version, rule] = [0, 1].map(|at: usize| shares[at].arm(&user).0);
+        cells[version as usize][rule as usize] += 1;
+        assert_eq!(answer["bundle_version"] == "two", version == Arm::Challenger, "{user}");
+        let other = rule == Arm::Challenger;
+        assert_eq!(most_of_a_category(&answer) == 1, other, "{user}: {answer}");
+        let suffix = if other { "+rules" } else { "" };
+        assert_eq!(answer["variant"], format!("{}{suffix}", version.name()), "{user}");
+    }
+    assert!(cells.iter().flatten().all(|&n| n > 40), "the two draw independently: {cells:?}");
+    let ask = json!({"user_id": "a tester", "arm": "stable", "layers": {"rules": "challenger"}});
+    assert_eq!(fleet.replicas[0].recommend(ask)["variant"], "stable+rules");
+
+    // Who gets the other rules clicks less: they go back, the bundle stays where it is.
+    let resumed = fleet.rollout(&["resume", "--layer", "rules"]);
+    assert!(resumed.contains("two on trial at 50 %, paused; rules"), "{resumed}");
+    let before = state.course(bundle).unwrap().clone();
+    let last = fleet.visited_while(
+        |answer| if most_of_a_category(answer) == 1 { 0.1 } else { 0.5 },
+        |state| state.course(rules).is_some(),
+    );
+    assert!(
+        last.reason.starts_with(r#"rules {"max_per_category":1} was rolled back"#),
+        "{}",
+        last.reason
+    );
+    assert!(last.reason.contains("CTR -"), "{}", last.reason);
+    assert_eq!(last.course(bundle), Some(&before), "its trial goes on");
+    fleet.settled();
+    let answer = fleet.replicas[0].recommend(json!({"user_id": "visitor-1"}));
+    assert!(!answer["variant"].as_str().unwrap().contains("rules"), "{answer}");
+    assert!(fleet.rollout(&["status"]).contains("two at 50 %"));
+}
+
+#[test]
+fn settings_that_a_replica_cannot_use_end_their_trial() {
+    let fleet = Fleet::start(&["one"], |_| ());
+    let (number, mut state) = fleet.state();
+    let change = serde_json::from_value(json!({"max_per_category": 0})).unwrap();
+    let course = Course::begin(Stage::Percent(5), number + 1, 0);
+    state.layers.push(LayerPlan { layer: Layer::Rules, change, course });
+    let registry = Registry::in_directory(fleet.bundles.root()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(registry.succeed(number, &state)).unwrap().expect("no other writer");
+    eventually("the end", || fleet.state().1.layers.is_empty());
+    let (_, state) = fleet.state();
+    assert!(
+        state.reason.contains("rules.max_per_category = 0: give at least 1"),
+        "{}",
+        state.reason
+    );
+    assert_eq!(state.bundle, "one");
 }
 
 #[test]

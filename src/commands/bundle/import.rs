@@ -69,7 +69,7 @@ pub fn run(args: &Args, config: &Config) -> Result<()> {
         history_max: config.towers.history_max,
         half_life_events: half_life.fold(f32::INFINITY, f32::min),
     };
-    let registry = Registry::open(&config.registry.url)?;
+    let registry = Registry::open(&config.registry)?;
     // Beside the bundles, so that it can be renamed into its place.
     let partial = registry.bundle_dir("import-partial")?;
     if partial.exists() {
@@ -85,13 +85,21 @@ pub fn run(args: &Args, config: &Config) -> Result<()> {
         std::fs::rename(&partial, &target)
             .with_context(|| format!("rename to {}", target.display()))?;
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(registry.upload(&version))?;
     println!("{version}");
     let Some(reason) = &args.serve else {
         tracing::info!("`shortlist rollout start {version}` tries it beside the one that serves");
         return Ok(());
     };
     ensure!(!reason.trim().is_empty(), "--serve: say why; the reason stands in the registry");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let why = (reason.as_str(), publish::WHO);
-    runtime.block_on(publish::publish(&registry, &target, &version, why, &config.rollout))
+    runtime.block_on(publish::publish(
+        &registry,
+        &target,
+        &version,
+        why,
+        &config.rollout,
+        config.registry.bundles_kept,
+    ))
 }

@@ -44,7 +44,7 @@ pub fn run(args: &Args, config: &Config) -> Result<()> {
     let into = runtime.block_on(Materializer::connect(&config.store, args.feast))?;
     let bundle = Bundle::open(&dir, config.registry.verify, &config.index)?;
     // A stored event may be of an item that came after the build.
-    let log = ChangeLog::new(Registry::open(&config.registry.url)?);
+    let log = ChangeLog::new(Registry::open(&config.registry)?);
     runtime.block_on(ItemChanges::new(log, config.items.clone()).replay(&bundle))?;
     let fit = bundle.fit();
     into.check(&fit)?;

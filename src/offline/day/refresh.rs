@@ -61,7 +61,7 @@ impl Day<'_> {
         )?;
         Bundle::open(&dir, false, self.shared.index)
             .context("the refreshed bundle does not open")?;
-        let registry = Registry::open(&self.shared.registry.url)?;
+        let registry = Registry::open(self.shared.registry)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let reason = format!("{} over a new catalogue", base.manifest.bundle_version);
         runtime.block_on(publish::publish(
@@ -70,6 +70,7 @@ impl Day<'_> {
             &version,
             (&reason, publish::WHO),
             self.shared.rollout,
+            self.shared.registry.bundles_kept,
         ))?;
         tracing::info!("published {version} to {}", self.shared.registry.url);
         Ok(())

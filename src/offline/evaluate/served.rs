@@ -21,7 +21,7 @@ use super::super::load::Loaded;
 use super::super::metrics::{self, Bootstrap, Estimate};
 use crate::kernels;
 use crate::pipeline::{
-    self, Call, Context, Deadline, Request, Scratch, Serving, Settings, Timings,
+    self, AskedArms, Call, Context, Deadline, Request, Scratch, Serving, Settings, Timings,
 };
 use crate::store::UserState;
 use crate::types::{ItemIdx, UserId};
@@ -82,7 +82,7 @@ impl Question<'_> {
             context: Vec::new(),
             history: None,
             time_ms: self.window_ms[0] + NOON_MS,
-            arm: None,
+            arms: AskedArms::default(),
         };
         let candidates = serving.settings.pipeline.candidates;
         let (mut inputs, _) =

@@ -1,13 +1,21 @@
 //! How a rollout begins.
 
-use crate::bundle::{Challenger, Manifest, ManifestError, Registry, RegistryError, Rollout};
-use crate::experiments::{Settings, Stage};
+use serde_json::{Map, Value};
+
+use crate::bundle::{
+    Challenger, Course, LayerPlan, Manifest, ManifestError, Registry, RegistryError, Rollout,
+};
+use crate::experiments::{Layer, Settings, Stage, Subject};
 
 /// Why a bundle cannot be tried.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error("{bundle} is on trial at {stage}: wait for it, or `shortlist rollout rollback`")]
     OnTrial { bundle: String, stage: Stage },
+    #[error(
+        "{name} is on trial at {stage}: end it with `shortlist rollout rollback --layer {layer}`"
+    )]
+    LayerOnTrial { layer: Layer, name: String, stage: Stage },
     #[error("{bundle} serves everybody already")]
     Serves { bundle: String },
     #[error("the registry has no whole bundle {bundle}")]
@@ -18,8 +26,7 @@ pub enum Refused {
     Registry(#[from] RegistryError),
 }
 
-/// The state after `state` in which `bundle` begins its trial. `salt` is a new one each time, so
-/// that nobody is always the one on whom things are tried.
+/// The state after `state` in which `bundle` begins its trial.
 ///
 /// # Errors
 /// When something is on trial, or the bundle is not whole, or serves already.
@@ -31,8 +38,8 @@ pub fn begin(
     now_ms: i64,
     settings: &Settings,
 ) -> Result<Rollout, Refused> {
-    if let Some(Challenger { bundle, stage, .. }) = &state.challenger {
-        return Err(Refused::OnTrial { bundle: bundle.clone(), stage: *stage });
+    if let Some(Challenger { bundle, course }) = &state.challenger {
+        return Err(Refused::OnTrial { bundle: bundle.clone(), stage: course.stage });
     }
     let bundle = bundle.to_owned();
     if bundle == state.bundle {
@@ -46,14 +53,31 @@ pub fn begin(
     if found != bundle {
         return Err(Refused::Version { bundle, found });
     }
-    let challenger = Challenger {
-        bundle,
-        stage: settings.first(),
-        salt: uuid::Uuid::now_v7().simple().to_string(),
-        since_ms: now_ms,
-        first_state: number + 1,
-        paused: false,
-    };
+    let course = Course::begin(settings.first(), number + 1, now_ms);
+    let challenger = Challenger { bundle, course };
     let trial = Rollout { challenger: Some(challenger), ..state.clone() };
-    Ok(trial.at(settings.first(), now_ms, reason, who))
+    Ok(trial.at(Subject::Bundle, (settings.first(), number + 1), now_ms, reason, who))
+}
+
+/// The state after `state` in which other settings of a layer begin their trial, with the first share of
+/// users: nobody needs to score them in the shadow.
+///
+/// # Errors
+/// When settings of the layer are on trial already.
+pub fn begin_layer(
+    (number, state): (u64, &Rollout),
+    (layer, change): (Layer, Map<String, Value>),
+    (reason, who): (&str, &str),
+    now_ms: i64,
+    settings: &Settings,
+) -> Result<Rollout, Refused> {
+    if let Some(plan) = state.layer(layer) {
+        let name = state.name(Subject::Layer(layer));
+        return Err(Refused::LayerOnTrial { layer, name, stage: plan.course.stage });
+    }
+    let stage = Stage::Percent(settings.percents.first().copied().unwrap_or(100));
+    let course = Course::begin(stage, number + 1, now_ms);
+    let mut next = Rollout { reason: reason.to_owned(), who: who.to_owned(), ..state.clone() };
+    next.layers.push(LayerPlan { layer, change, course });
+    Ok(next)
 }

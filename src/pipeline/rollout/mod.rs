@@ -3,13 +3,16 @@
 //! ```text
 //! request --> Versions --(no trial)--> the one that serves
 //!                |--(trial)--> share of users --> stable or challenger; the id of the answer says which
+//!                |--(layers)--> each draws once more --> the same bundle under other settings
 //!                '--(shadow)--> the one that serves; a sample goes to both, beside the traffic
-//! event  --> request id --> state and arm --> Tally --> registry --> all replicas --> the same verdict
+//! event  --> request id --> states and arms --> Tally --> registry --> all replicas --> the same verdict
 //! ```
 //! Invariant: without a trial a request costs what it did without this module. What is decided, and
 //! why, is `experiments`'; here it meets the registry and the requests.
 
 mod begin;
+mod credit;
+mod layers;
 mod shadow;
 mod steering;
 mod tag;
@@ -22,11 +25,15 @@ use serde::Deserialize;
 
 use super::answer::Answer;
 use super::serving::Serving;
-use crate::bundle::Challenger;
-use crate::experiments::{Arm, Draw, Settings as Guard, SettingsError, Share, Stage, draw};
+use crate::bundle::Course;
+use crate::experiments::{
+    Arm, Draw, Layer, Settings as Guard, SettingsError, Share, Stage, Subject,
+};
 use crate::monitor::Fallback;
 
-pub use begin::{Refused, begin};
+pub use begin::{Refused, begin, begin_layer};
+pub use credit::{Account, Credit, Credits};
+pub use layers::{ChangeError, Layers, merge};
 pub use shadow::Shadow;
 pub use steering::{Steering, follows, verdict};
 pub use tag::tagged;
@@ -91,14 +98,22 @@ impl Config {
 pub struct Versions {
     pub stable: Arc<Serving>,
     pub trial: Option<Arc<Trial>>,
+    pub layers: Arc<Layers>,
+    /// By [`Arm`] of the bundle, each under the settings of [`Layers`], by their bits.
+    under: [Vec<Arc<Serving>>; 2],
 }
 
 /// A challenger at one stage.
 pub struct Trial {
     pub serving: Arc<Serving>,
+    pub panel: Panel,
+}
+
+/// Who is in a trial, and where what they do is counted.
+pub struct Panel {
     pub stage: Stage,
     pub share: Share,
-    /// The number of the registry's state.
+    /// The number of the state in which the stage began.
     pub state: u64,
     pub first_state: u64,
     pub tallies: Arc<Tallies>,
@@ -106,58 +121,121 @@ pub struct Trial {
     pub tally: Arc<Tally>,
 }
 
-impl Trial {
-    /// At what the registry's state `state` says; with the counts so far, when it is the same rollout.
-    pub fn new(
-        serving: Arc<Serving>,
-        state: u64,
-        plan: &Challenger,
-        before: Option<&Trial>,
-    ) -> Self {
-        let first_state = plan.first_state.min(state);
-        let same = before.filter(|trial| trial.first_state == first_state);
+impl Panel {
+    /// At what the registry's state `number` says; with the counts so far, when it is the same trial.
+    pub fn new(number: u64, course: &Course, before: Option<&Panel>) -> Self {
+        let state = course.state(number);
+        let first_state = course.first_state.min(state);
+        let same = before.filter(|panel| panel.first_state == first_state);
         let tallies =
-            same.map_or_else(|| Arc::new(Tallies::new(first_state)), |trial| trial.tallies.clone());
-        let tally = tallies.state(state, state).expect("a rollout has its own state");
-        let share = Share { salt: plan.salt.clone(), percent: plan.stage.percent() };
-        Self { serving, stage: plan.stage, share, state, first_state, tallies, tally }
+            same.map_or_else(|| Arc::new(Tallies::new(first_state)), |panel| panel.tallies.clone());
+        let tally = tallies.state(state, state).expect("a trial has its own state");
+        let share = Share { salt: course.salt.clone(), percent: course.stage.percent() };
+        Self { stage: course.stage, share, state, first_state, tallies, tally }
     }
 }
 
 /// What answers a request.
 pub struct Chosen {
     pub serving: Arc<Serving>,
-    /// `None` while nothing is tried.
+    /// The bundle's arm; `None` while no bundle is tried.
     pub arm: Option<Arm>,
-    /// Where the request is counted; one that chose its arm is not.
-    pub seat: Option<Seat>,
+    /// The layers whose other settings apply.
+    pub layers: Vec<Layer>,
+    /// Where the request is counted; one that chose an arm is not.
+    pub seats: Vec<Seat>,
 }
 
-/// A request's place in the counts.
+/// A request's place in the counts of one trial.
 pub struct Seat {
+    pub of: Subject,
     pub tally: Arc<Tally>,
     pub arm: Arm,
     pub draw: Draw,
 }
 
-impl Versions {
-    /// Who answers a user; `asked` is the arm that the request chose.
-    pub fn choose(&self, user: &str, asked: Option<Arm>) -> Chosen {
-        let Some(trial) = &self.trial else {
-            return Chosen { serving: self.stable.clone(), arm: None, seat: None };
-        };
-        if asked.is_none() && trial.stage == Stage::Shadow {
-            return Chosen { serving: self.stable.clone(), arm: Some(Arm::Stable), seat: None };
-        }
-        let (drawn, draw) = trial.share.arm(user);
-        let arm = asked.unwrap_or(drawn);
-        let serving = match arm {
-            Arm::Stable => self.stable.clone(),
-            Arm::Challenger => trial.serving.clone(),
-        };
-        let seat = asked.is_none().then(|| Seat { tally: trial.tally.clone(), arm, draw });
-        Chosen { serving, arm: Some(arm), seat }
+/// The arms that a request chose, for tests.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Asked {
+    pub bundle: Option<Arm>,
+    pub layers: Vec<(Layer, Arm)>,
+}
+
+impl Asked {
+    /// Whether the request left everything to the draw.
+    pub fn is_nothing(&self) -> bool {
+        self.bundle.is_none() && self.layers.is_empty()
     }
+}
+
+impl Versions {
+    /// These bundles under the settings of the layers.
+    pub fn new(stable: Arc<Serving>, trial: Option<Arc<Trial>>, layers: Arc<Layers>) -> Self {
+        let challenger = trial.as_ref().map(|trial| &trial.serving);
+        let under = [Some(&stable), challenger]
+            .map(|serving| serving.map_or_else(Vec::new, |serving| layers.over(serving)));
+        Self { stable, trial, layers, under }
+    }
+
+    /// Who answers a user.
+    pub fn choose(&self, user: &str, asked: &Asked) -> Chosen {
+        let (mut seats, counts) = (Vec::new(), asked.is_nothing());
+        let mut seat = |of: Subject, panel: &Panel, asked: Option<Arm>| {
+            let (drawn, draw) = panel.share.arm(user);
+            let arm = asked.unwrap_or(drawn);
+            if counts {
+                seats.push(Seat { of, tally: panel.tally.clone(), arm, draw });
+            }
+            arm
+        };
+        let arm = self.trial.as_ref().map(|trial| {
+            // Who only scores a sample is not drawn for.
+            if asked.bundle.is_none() && trial.panel.stage == Stage::Shadow {
+                return Arm::Stable;
+            }
+            seat(Subject::Bundle, &trial.panel, asked.bundle)
+        });
+        let (mut bits, mut layers) = (0, Vec::new());
+        for (bit, trial) in self.layers.trials().iter().enumerate() {
+            let asked = asked.layers.iter().find(|(layer, _)| *layer == trial.layer);
+            let of = Subject::Layer(trial.layer);
+            if seat(of, &trial.panel, asked.map(|&(_, arm)| arm)) == Arm::Challenger {
+                bits |= 1 << bit;
+                layers.push(trial.layer);
+            }
+        }
+        let serving = self.under[arm.unwrap_or(Arm::Stable) as usize][bits].clone();
+        Chosen { serving, arm, layers, seats }
+    }
+}
+
+impl Chosen {
+    /// Names what answered, where something is tried: the bundle's arm or `configured`, and the
+    /// layers with other settings.
+    pub fn variant(&self, configured: &str) -> Option<String> {
+        variant(configured, self.arm, &self.layers)
+    }
+}
+
+/// `None` where nothing is tried and nothing differs.
+fn variant(configured: &str, arm: Option<Arm>, layers: &[Layer]) -> Option<String> {
+    if arm.is_none() && layers.is_empty() {
+        return None;
+    }
+    let name = match arm {
+        Some(arm) => arm.name(),
+        None => configured,
+    };
+    Some(layers.iter().fold(name.to_owned(), |name, layer| format!("{name}+{layer}")))
+}
+
+/// Whether a name is one that [`Chosen::variant`] gives: there are a dozen.
+pub fn is_variant(name: &str, configured: &str) -> bool {
+    let layers = Layer::ALL.iter().rev();
+    let first = layers.fold(name, |name, layer| {
+        name.strip_suffix(layer.name()).and_then(|name| name.strip_suffix('+')).unwrap_or(name)
+    });
+    first == configured || Arm::ALL.iter().any(|arm| arm.name() == first)
 }
 
 impl Seat {
@@ -174,36 +252,24 @@ pub fn is_sound(answer: &Answer) -> bool {
     !answer.items.is_empty() && !answer.degraded.iter().any(|kind| lost.contains(kind))
 }
 
-/// What is remembered of the newest rollout, also after its end: events come later than requests.
-pub struct Credits {
-    pub tallies: Arc<Tallies>,
-    pub latest_state: u64,
-    pub salt: String,
-    /// By [`Arm`].
-    pub versions: [String; 2],
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// To whom an event belongs.
-pub struct Credit {
-    pub arm: Arm,
-    pub bundle_version: String,
-    tally: Arc<Tally>,
-    draw: Draw,
-}
-
-impl Credits {
-    /// Whom the answer of this request id, shown to this user, is credited to.
-    pub fn of(&self, request_id: &str, user: &str) -> Option<Credit> {
-        let (state, arm) = tag::read(request_id)?;
-        let tally = self.tallies.state(state, self.latest_state)?;
-        let bundle_version = self.versions[arm as usize].clone();
-        Some(Credit { arm, bundle_version, tally, draw: draw(&self.salt, user) })
-    }
-}
-
-impl Credit {
-    /// Counts what came of the answer.
-    pub fn count(&self, outcome: Outcome) {
-        self.tally.outcome(self.arm, self.draw, outcome);
+    #[test]
+    fn variants_are_named_by_what_differs_and_known_again() {
+        let layers = [Layer::Rules, Layer::Blending];
+        assert_eq!(variant("default", None, &[]), None);
+        for (arm, layers, name) in [
+            (None, &layers[..1], "default+rules"),
+            (Some(Arm::Stable), &layers[..0], "stable"),
+            (Some(Arm::Challenger), &layers[..], "challenger+rules+blending"),
+        ] {
+            assert_eq!(variant("default", arm, layers).as_deref(), Some(name));
+            assert!(is_variant(name, "default"), "{name}");
+        }
+        for name in ["", "rules", "stable+", "stable+x", "stable+rules+rules", "other+rules"] {
+            assert!(!is_variant(name, "default"), "{name}");
+        }
     }
 }

@@ -64,7 +64,7 @@ fn work(jobs: &Receiver<Job>, users: &Users) {
     ffi::thread::yield_to_others();
     let mut scratches: [Option<Box<Scratch>>; 2] = [None, None];
     for job in jobs {
-        let (_, draw) = job.trial.share.arm(&job.request.user_id.0);
+        let (_, draw) = job.trial.panel.share.arm(&job.request.user_id.0);
         for (arm, serving) in Arm::ALL.into_iter().zip([&job.stable, &job.trial.serving]) {
             let scratch = scratches[arm as usize].take().filter(|scratch| scratch.fits(serving));
             let started = Instant::now();
@@ -77,7 +77,7 @@ fn work(jobs: &Receiver<Job>, users: &Users) {
                 }
                 Err(_) => false,
             };
-            job.trial.tally.request(arm, draw, sound, started.elapsed());
+            job.trial.panel.tally.request(arm, draw, sound, started.elapsed());
             if arm == Arm::Challenger {
                 monitor::shadow(sound);
             }

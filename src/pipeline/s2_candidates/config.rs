@@ -6,7 +6,7 @@ use crate::monitor::Source;
 use crate::pipeline::ConfigError;
 
 /// Section `[pipeline.sources]`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Most items of a list of a region.
@@ -19,7 +19,7 @@ pub struct Config {
 }
 
 /// Sections `[pipeline.sources.repeats]` and `[pipeline.sources.similar]`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuotaConfig {
     /// Most candidates of the source; 0 is off.
@@ -27,7 +27,7 @@ pub struct QuotaConfig {
 }
 
 /// Section `[pipeline.sources.trending]`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrendingConfig {
     pub quota: usize,
@@ -39,7 +39,7 @@ pub struct TrendingConfig {
 }
 
 /// Section `[pipeline.sources.popular]`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PopularConfig {
     pub quota: usize,
@@ -48,7 +48,7 @@ pub struct PopularConfig {
 }
 
 /// Section `[pipeline.sources.fresh]`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct FreshConfig {
     pub quota: usize,

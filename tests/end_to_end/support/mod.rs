@@ -151,7 +151,18 @@ impl World {
 
     /// Any command with further settings, which must succeed: what it printed.
     pub fn succeeds(&self, more: &[(&str, &str)], arguments: &[&str]) -> String {
+        self.succeeds_in(&[], more, arguments)
+    }
+
+    /// As [`World::succeeds`], with further environment.
+    pub fn succeeds_in(
+        &self,
+        environment: &[(&str, &str)],
+        more: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> String {
         let mut command = Command::new(SHORTLIST);
+        command.envs(environment.iter().copied());
         let output =
             command.arg("--config").arg(self.configuration(more)).args(arguments).output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
@@ -342,7 +353,13 @@ impl Server {
     /// Starts the binary over `world` with further settings (`table.key`, TOML value) and waits
     /// until it is ready.
     pub fn start(world: &World, more: &[(&str, &str)]) -> Self {
+        Self::start_in(&[], world, more)
+    }
+
+    /// As [`Server::start`], with further environment.
+    pub fn start_in(environment: &[(&str, &str)], world: &World, more: &[(&str, &str)]) -> Self {
         let mut process = Command::new(SHORTLIST)
+            .envs(environment.iter().copied())
             .arg("--config")
             .arg(world.configuration(more))
             .args(["serve", "--port", "0"])
