@@ -2,7 +2,7 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test test-feast test-spark test-onnx check demo clean-demo serve simulate bench-sql bench-forest bench-index bench-e2e fuzz sanitize
+.PHONY: help setup build test test-feast test-spark test-onnx check demo clean-demo serve simulate bench-sql bench-quality bench-forest bench-index bench-e2e fuzz sanitize
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-index: ## the index beside FAISS on the same vectors -> bench/record/index
 
 bench-sql: ## seconds and memory of the SQL on both engines -> bench/record/sql.csv (MILLIONS="1 10", ENGINES)
 	@tools/bench-sql.sh
+
+bench-quality: ## towers, ranker and path beside EASE, ALS, item-kNN -> bench/record/quality.csv (WORKS, SEEDS, PEERS)
+	@tools/bench-quality.sh
 
 bench-e2e: ## the server under load -> bench/record/e2e.csv (ITEMS, USERS, SCENARIOS; hours at 10M items)
 	@tools/bench-e2e.sh

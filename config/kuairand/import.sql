@@ -27,9 +27,21 @@ SELECT
   CAST(tab AS VARCHAR) AS context_tab
 FROM shown;
 
+-- What stands in the sequences, a row a place.
+CREATE VIEW places AS
+SELECT unnest(watch_seq) AS video_id, 1 AS shown, 0 AS liked, 0 AS long_watched FROM user_sequences_to_04_24
+UNION ALL
+SELECT unnest(like_seq), 0, 1, 0 FROM user_sequences_to_04_24
+UNION ALL
+SELECT unnest(long_watch_seq), 0, 0, 1 FROM user_sequences_to_04_24;
+
+CREATE VIEW past AS
+SELECT video_id, sum(shown) AS past_shown, sum(liked) AS past_liked, sum(long_watched) AS past_long_watched
+FROM places GROUP BY video_id;
+
 CREATE VIEW items AS
 SELECT
-  CAST(video_id AS VARCHAR) AS item_id,
+  CAST(v.video_id AS VARCHAR) AS item_id,
   split_part(CAST(tag AS VARCHAR), ',', 1) AS category,
   CAST(upload_dt AS DATE) AS created_at,
   TRUE AS in_stock,
@@ -42,8 +54,10 @@ SELECT
   server_width,
   server_height,
   CAST(CAST(music_id AS BIGINT) AS VARCHAR) AS music_id,
-  CAST(CAST(music_type AS BIGINT) AS VARCHAR) AS music_type
-FROM video_features_basic_pure;
+  CAST(CAST(music_type AS BIGINT) AS VARCHAR) AS music_type,
+  p.past_shown, p.past_liked, p.past_long_watched
+FROM video_features_basic_pure v
+LEFT JOIN past p ON p.video_id = v.video_id;
 
 -- Sequences up to 24 April as counts; the videos themselves are in histories.
 CREATE VIEW users AS

@@ -29,6 +29,9 @@ pub struct Manifest {
     pub training_window_ms: [i64; 2],
     /// Columns that the towers read, in the order of their inputs.
     pub tower_inputs: TowerInputs,
+    /// Sources whose candidates taught the ranker, by name; none where that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranker_sources: Vec<String>,
     /// Headline figures of the evaluation; `report.json` has all.
     pub metrics: BTreeMap<String, f64>,
     /// Bundles that this one was compared with.
@@ -140,6 +143,7 @@ mod tests {
                 user_codes: vec![],
                 user_dense: vec![],
             },
+            ranker_sources: Vec::new(),
             metrics: BTreeMap::new(),
             parents: vec![],
             files: [("ranker.txt".to_owned(), FileEntry::of(&dir.join("ranker.txt")).unwrap())]

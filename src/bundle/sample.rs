@@ -154,6 +154,7 @@ fn write_manifest(dir: &Path, tower_version: &str) {
             user_codes: vec![],
             user_dense: vec!["user_stats.positives_28d".into()],
         },
+        ranker_sources: Vec::new(),
         metrics: BTreeMap::new(),
         parents: vec![],
         files: files::ALL.into_iter().map(entry).collect(),

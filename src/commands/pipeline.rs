@@ -94,7 +94,6 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
             rules: config.rules.clone(),
             regions: config.regions.clone(),
         },
-        candidates: config.pipeline.candidates,
     };
     let mut offline = config.offline.clone();
     offline.engine = args.engine.unwrap_or(offline.engine);

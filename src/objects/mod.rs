@@ -16,19 +16,25 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart,
+    BackoffConfig, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    RetryConfig, WriteMultipart,
 };
 
 /// Files above this are written in parts of this size, bytes.
 const PART_BYTES: usize = 16 << 20;
 /// Parts on their way at once.
 const PARTS_AT_ONCE: usize = 4;
+/// How long one request to a bucket is tried again. What asks for longer asks again by itself and says so.
+const RETRY_WITHIN: Duration = Duration::from_secs(10);
+/// Longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Why objects could not be reached, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +105,9 @@ impl Objects {
         // An endpoint that was given without TLS is meant so.
         let endpoint = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT"].map(|name| std::env::var(name).ok());
         let plain = endpoint.into_iter().flatten().any(|url| url.starts_with("http://"));
-        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+        let backoff = BackoffConfig { max_backoff: PAUSE_MAX, ..BackoffConfig::default() };
+        let retry = RetryConfig { backoff, retry_timeout: RETRY_WITHIN, ..RetryConfig::default() };
+        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry);
         if plain {
             builder = builder.with_allow_http(true);
         }

@@ -4,8 +4,8 @@
 //! WORK/collect/{events, items}.parquet
 //!   -> item_keys, user_keys, facts                               once a run
 //!   -> pairs                                                     per midnight
-//!   -> WORK/features/as_of=YYYY-MM-DD/{user_category, user_brand, user_department, item_stats,
-//!                                      user_stats, region_item}.parquet
+//!   -> WORK/features/as_of=YYYY-MM-DD/{user_category, user_brand, user_department, user_item,
+//!                                      item_stats, user_stats, region_item}.parquet
 //! ```
 //! Invariant: a table as of a midnight reads only events strictly before it, so a training row
 //! that takes the last table before its event sees what serving would have seen.
@@ -24,19 +24,21 @@ use crate::offline::sql::write_parquet;
 use crate::offline::tables::read_columns;
 use crate::types::{DAY_MS, date_of};
 
-/// Section `[offline.aggregates]`: the windows that are counted over, in days.
+/// Section `[offline.aggregates]`: the windows that are counted over, in days, and what is kept.
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub short_days: u32,
     pub medium_days: u32,
     pub long_days: u32,
+    /// Most items of a user in `user_item`.
+    pub favourites: u32,
 }
 
 impl Config {
     /// Refuses windows out of order: their columns would have one name.
     pub fn check(&self) -> anyhow::Result<()> {
-        let Self { short_days, medium_days, long_days } = *self;
+        let Self { short_days, medium_days, long_days, .. } = *self;
         ensure!(
             0 < short_days && short_days < medium_days && medium_days < long_days,
             "offline.aggregates: {short_days}, {medium_days} and {long_days} days: give three \
@@ -47,8 +49,15 @@ impl Config {
 }
 
 /// The tables written for each midnight, in the order in which they are made.
-pub const TABLES: [&str; 6] =
-    ["user_category", "user_brand", "user_department", "item_stats", "user_stats", "region_item"];
+pub const TABLES: [&str; 7] = [
+    "user_category",
+    "user_brand",
+    "user_department",
+    "user_item",
+    "item_stats",
+    "user_stats",
+    "region_item",
+];
 
 /// The tables that every midnight's are made of, in the order in which they are made.
 const SHARED: [&str; 3] = ["item_keys", "user_keys", "facts"];
@@ -191,12 +200,13 @@ fn one_midnight(
     let partial = partial(work, as_of_ms);
     remove(&partial)?;
     let days = [config.short_days, config.medium_days, config.long_days].map(|n| n.to_string());
-    let as_of = as_of_ms.to_string();
+    let (as_of, favourites) = (as_of_ms.to_string(), config.favourites.to_string());
     let parameters = [
         ("as_of_ms", as_of.as_str()),
         ("short", days[0].as_str()),
         ("medium", days[1].as_str()),
         ("long", days[2].as_str()),
+        ("favourites", favourites.as_str()),
     ];
     job.step("pairs", scratch.join(format!("pairs-{as_of_ms}.parquet")), &parameters)?;
     for table in TABLES {

@@ -39,7 +39,7 @@ fn work(rows: &str) -> tempfile::TempDir {
     work
 }
 
-const WINDOWS: Config = Config { short_days: 1, medium_days: 7, long_days: 28 };
+const WINDOWS: Config = Config { short_days: 1, medium_days: 7, long_days: 28, favourites: 100 };
 
 /// [`super::materialise`] by the engine of this process.
 fn materialise(
@@ -149,6 +149,7 @@ fn no_table_sees_events_of_its_midnight_or_after() {
         ("item_stats", "item_id"),
         ("user_stats", "user_id"),
         ("user_category", "user_id"),
+        ("user_item", "key"),
         ("region_item", "item_id"),
     ] {
         let (before, after) = (rows(clean.path(), table, key), rows(planted.path(), table, key));
@@ -178,7 +179,7 @@ fn midnights_that_are_there_are_skipped() {
 #[test]
 fn windows_have_the_lengths_and_the_names_of_the_configuration() {
     let work = work(&bought());
-    let config = Config { short_days: 2, medium_days: 5, long_days: 60 };
+    let config = Config { short_days: 2, medium_days: 5, long_days: 60, favourites: 1 };
     super::materialise(work.path(), &[DAY0], &datafusion(), &config, &mut |_, _, _| {}).unwrap();
     let a = &rows(work.path(), "item_stats", "item_id")["a"];
     assert_eq!((a["purchases_2d"], a["purchases_5d"], a["purchases_60d"]), (1.0, 1.0, 3.0));

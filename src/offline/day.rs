@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::approve::{Asked, Decision, Override};
 use super::as_of::Layout;
 use super::evaluate::Report;
-use super::examples::{Models, Source};
+use super::examples::{Kind, Models, Source};
 use super::inputs::Inputs;
 use super::load::Loaded;
 use super::split::Split;
@@ -24,7 +24,7 @@ use super::{
 use crate::bundle::{self, Bundle, Registry, TowerUser, files};
 use crate::features::{HISTORY_MAX, Schema};
 use crate::index::{self, Index};
-use crate::pipeline::{RolloutConfig, Settings};
+use crate::pipeline::{PastConfig, RolloutConfig, Settings};
 use crate::towers::{self, Towers};
 use crate::types::DAY_MS;
 
@@ -154,8 +154,14 @@ pub struct Shared<'a> {
     pub rollout: &'a RolloutConfig,
     /// How requests are answered.
     pub serving: Settings,
-    /// How many candidates a request ranks.
-    pub candidates: usize,
+}
+
+impl Shared<'_> {
+    /// What decides the candidates that the ranker learns from.
+    fn past(&self) -> PastConfig<'_> {
+        let pipeline = &self.serving.pipeline;
+        PastConfig { candidates: pipeline.candidates, sources: &pipeline.sources }
+    }
 }
 
 /// A run of the day.
@@ -436,7 +442,10 @@ impl Run<'_> {
         match step {
             "towers" => format!("{:?}{:?}", config.towers, shared.towers),
             "index" => format!("{:?}", shared.index),
-            "ranker" => format!("{:?}{}", config.ranker, shared.candidates),
+            "ranker" => {
+                let PastConfig { candidates, sources } = shared.past();
+                format!("{:?}{candidates}{:?}", config.ranker, sources.repeats)
+            }
             _ => String::new(),
         }
     }
@@ -536,7 +545,7 @@ impl Run<'_> {
             towers,
             tower_inputs: &self.day.config.towers.inputs,
             index,
-            candidates: self.day.shared.candidates,
+            past: self.day.shared.past(),
         }
     }
 
@@ -592,10 +601,23 @@ impl Run<'_> {
             as_of_ms: self.time_ms(moment),
             training_window_ms: [self.split.towers_ms.start, self.split.validation_ms.end],
             tower_inputs: &self.day.config.towers.inputs,
+            ranker_sources: self.ranker_sources(),
             metrics: report.map(|r| r.ranker.iter().map(headline).collect()).unwrap_or_default(),
             parents: parent.into_iter().collect(),
         };
         publish::write_manifest(dir, about)
+    }
+
+    /// Sources whose candidates taught the ranker; what was shown came from any.
+    fn ranker_sources(&self) -> Vec<String> {
+        let source = self.source();
+        let Range { start, end } = self.split.ranker_ms;
+        match Kind::of(source.loaded, source.impression, [start, end]) {
+            Kind::Impressions => Vec::new(),
+            Kind::Retrieval => {
+                self.day.shared.past().taught().iter().map(|s| s.name().to_owned()).collect()
+            }
+        }
     }
 
     /// Writes every file of a bundle of a moment but report and manifest.

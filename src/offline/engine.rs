@@ -181,7 +181,7 @@ impl Job {
 }
 
 /// The files of `sql/` by name, which are part of the program.
-const FILES: [(&str, &str); 16] = [
+const FILES: [(&str, &str); 17] = [
     ("repeated", include_str!("../../sql/repeated.sql")),
     ("validate", include_str!("../../sql/validate.sql")),
     ("event_days", include_str!("../../sql/event_days.sql")),
@@ -194,6 +194,7 @@ const FILES: [(&str, &str); 16] = [
     ("user_category", include_str!("../../sql/user_category.sql")),
     ("user_brand", include_str!("../../sql/user_brand.sql")),
     ("user_department", include_str!("../../sql/user_department.sql")),
+    ("user_item", include_str!("../../sql/user_item.sql")),
     ("item_stats", include_str!("../../sql/item_stats.sql")),
     ("user_stats", include_str!("../../sql/user_stats.sql")),
     ("region_item", include_str!("../../sql/region_item.sql")),

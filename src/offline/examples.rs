@@ -2,14 +2,15 @@
 //!
 //! Where impressions were logged they are the examples: what was shown, and whether it was a
 //! success. Where none exist, a moment at which a user succeeded (a basket) is a request, its
-//! candidates are what retrieval would have shown then, and its labels are what the user took.
+//! candidates are what retrieval and the user's repeats would have brought then, and its labels are what
+//! the user took.
 //! Point in time: the user's history ends strictly before the moment, and every statistic is of
 //! the last daily materialisation before it.
 
 use std::collections::HashSet;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 
 use super::aggregates;
@@ -17,8 +18,9 @@ use super::as_of::{AsOf, Layout, history};
 use super::dataset::Event;
 use super::load::Loaded;
 use crate::bundle::{EncodeScratch, TowerInputs, TowerUser};
-use crate::features::{Candidate, History, Plan, RequestInput, Schema};
-use crate::index::{self, Filter, Index};
+use crate::features::{Candidate, History, Plan, RequestInput, Schema, UserRow};
+use crate::index::Index;
+use crate::pipeline::{Past, PastConfig, Repeats};
 use crate::towers::Towers;
 use crate::types::{DAY_MS, ItemIdx, day_start_ms};
 
@@ -58,8 +60,8 @@ pub struct Models<'a> {
     pub towers: &'a Towers,
     pub tower_inputs: &'a TowerInputs,
     pub index: &'a dyn Index,
-    /// How many candidates retrieval gives.
-    pub candidates: usize,
+    /// What brings candidates where none were shown.
+    pub past: PastConfig<'a>,
 }
 
 /// What a run has, and where its daily tables are.
@@ -112,6 +114,8 @@ pub fn groups_of_day(
     ensure!(day_ms == day_start_ms(day_ms), "tables of a day are of its midnight");
     let window = day_ms..day_ms + DAY_MS;
     let tower_user = TowerUser::new(models.tower_inputs, as_of.users.columns())?;
+    let repeats = models.past.repeats(models.schema, &as_of.users, &as_of.items);
+    let repeats = repeats.context("pipeline.sources.repeats.map")?;
     let impression = loaded.data.kinds.iter().position(|k| k == impression);
     let names = models.schema.context_names();
     let groups = (0..loaded.data.users.len() as u32)
@@ -125,7 +129,17 @@ pub fn groups_of_day(
                     let past = history(loaded, user, moment.time_ms);
                     let past: Vec<ItemIdx> = past.into_iter().map(|(item, _)| item).collect();
                     finder.encode(models, &tower_user, as_of, user, &past);
-                    finder.group(loaded, models, user, moment, kind, &names)
+                    let (candidates, labels, missed) = match kind {
+                        Kind::Impressions => finder.shown(loaded, models, user, moment),
+                        Kind::Retrieval => {
+                            let row = as_of.users.row(user);
+                            finder.found(loaded, models, (&repeats, row), &past, moment)
+                        }
+                    };
+                    let context = context_of(loaded, &names, moment);
+                    let weights = vec![1.0; labels.len()];
+                    let time_ms = moment.time_ms;
+                    Group { user, time_ms, context, candidates, labels, weights, missed }
                 };
                 moments.iter().map(make).collect::<Vec<_>>()
             },
@@ -279,12 +293,23 @@ fn moments_of(
     }
 }
 
+/// The context of a moment: codes in the order of the names.
+fn context_of(loaded: &Loaded, names: &[String], moment: &Moment) -> Vec<f32> {
+    let code = |name: &String| {
+        let column = loaded.data.context.iter().find(|(n, _)| n == name);
+        column.map_or(f32::NAN, |(_, codes)| codes[moment.events.start])
+    };
+    names.iter().map(code).collect()
+}
+
+/// Candidates, their labels, and how many successes are not among them.
+type Judged = (Vec<Candidate>, Vec<f32>, u32);
+
 /// Buffers to place a user and find candidates.
 struct Finder {
     encode: EncodeScratch,
-    search: index::Scratch,
+    past: Past,
     vector: Vec<f32>,
-    hits: Vec<index::Hit>,
     scores: Vec<f32>,
 }
 
@@ -292,9 +317,8 @@ impl Finder {
     fn new(models: &Models) -> Self {
         Self {
             encode: EncodeScratch::new(models.towers),
-            search: index::Scratch::default(),
+            past: Past::default(),
             vector: vec![0.0; models.towers.dim()],
-            hits: Vec::new(),
             scores: Vec::new(),
         }
     }
@@ -311,39 +335,11 @@ impl Finder {
         tower_user.encode(models.towers, row, past, &mut self.encode, &mut self.vector);
     }
 
-    fn group(
-        &mut self,
-        loaded: &Loaded,
-        models: &Models,
-        user: u32,
-        moment: &Moment,
-        kind: Kind,
-        names: &[String],
-    ) -> Group {
-        let first = moment.events.start;
-        let code = |name: &String| {
-            let column = loaded.data.context.iter().find(|(n, _)| n == name);
-            column.map_or(f32::NAN, |(_, codes)| codes[first])
-        };
-        let context = names.iter().map(code).collect();
+    /// What was shown at a moment.
+    fn shown(&mut self, loaded: &Loaded, models: &Models, user: u32, moment: &Moment) -> Judged {
         let events = &loaded.data.events[moment.events.clone()];
-        let (candidates, labels, missed) = match kind {
-            Kind::Impressions => self.shown(loaded, models, user, events),
-            Kind::Retrieval => self.retrieved(models, events),
-        };
-        let weights = vec![1.0; labels.len()];
-        Group { user, time_ms: moment.time_ms, context, candidates, labels, weights, missed }
-    }
-
-    fn shown(
-        &mut self,
-        loaded: &Loaded,
-        models: &Models,
-        user: u32,
-        events: &[Event],
-    ) -> (Vec<Candidate>, Vec<f32>, u32) {
         let items: Vec<ItemIdx> = events.iter().map(|e| ItemIdx(e.item)).collect();
-        models.index.scores(&self.vector, &items, &mut self.search, &mut self.scores);
+        self.past.similarities(models.index, &self.vector, &items, &mut self.scores);
         let candidate = |(&item, &similarity): (&ItemIdx, &f32)| Candidate {
             item,
             similarity,
@@ -355,21 +351,19 @@ impl Finder {
         (candidates, events.iter().map(label).collect(), 0)
     }
 
-    fn retrieved(&mut self, models: &Models, events: &[Event]) -> (Vec<Candidate>, Vec<f32>, u32) {
-        let filter = Filter { allowed: None, excluded: &[] };
-        let (search, hits) = (&mut self.search, &mut self.hits);
-        models.index.search(&self.vector, models.candidates, &filter, search, hits);
+    /// What a request of that moment would have found.
+    fn found(
+        &mut self,
+        loaded: &Loaded,
+        models: &Models,
+        (repeats, user): (&Repeats, UserRow),
+        history: &[ItemIdx],
+        moment: &Moment,
+    ) -> Judged {
+        let sources = (models.index, repeats);
+        let candidates = self.past.candidates(models.past, sources, &self.vector, user, history);
+        let events = &loaded.data.events[moment.events.clone()];
         let taken: HashSet<u32> = events.iter().map(|e| e.item).collect();
-        let candidates: Vec<Candidate> = hits
-            .iter()
-            .enumerate()
-            .map(|(rank, hit)| Candidate {
-                item: hit.item,
-                similarity: hit.score,
-                retrieval_rank: rank as f32,
-                retrieval_score: hit.score,
-            })
-            .collect();
         let label = |c: &Candidate| if taken.contains(&c.item.0) { 1.0 } else { 0.0 };
         let labels: Vec<f32> = candidates.iter().map(label).collect();
         let found = labels.iter().filter(|&&label| label == 1.0).count();

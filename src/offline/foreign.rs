@@ -173,6 +173,7 @@ fn write(
             as_of_ms: *as_of_ms,
             training_window_ms: *training_window_ms,
             tower_inputs: &TowerInputs::default(),
+            ranker_sources: Vec::new(),
             metrics: BTreeMap::new(),
             parents: vec![bundle_version.clone()],
         },

@@ -39,6 +39,7 @@ pub mod page;
 pub mod postgres;
 pub mod progress;
 pub mod publish;
+mod ranker_rows;
 mod raw;
 pub mod recall;
 mod reference;

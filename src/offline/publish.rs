@@ -36,6 +36,7 @@ pub struct About<'a> {
     pub as_of_ms: i64,
     pub training_window_ms: [i64; 2],
     pub tower_inputs: &'a TowerInputs,
+    pub ranker_sources: Vec<String>,
     pub metrics: BTreeMap<String, f64>,
     pub parents: Vec<String>,
 }
@@ -63,6 +64,7 @@ pub fn write_manifest(dir: &Path, about: About) -> Result<String> {
         as_of_ms: about.as_of_ms,
         training_window_ms: about.training_window_ms,
         tower_inputs: about.tower_inputs.clone(),
+        ranker_sources: about.ranker_sources,
         metrics: about.metrics,
         parents: about.parents,
         files: entries,

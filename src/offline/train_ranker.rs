@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::examples::{self, Kind, Models, Rows, Source};
 use super::progress;
+use super::ranker_rows;
 use super::reference;
 use super::split::Split;
 use crate::ffi::lightgbm::{self, Dataset, EarlyStop, Params, Table, Target};
@@ -34,6 +35,8 @@ pub struct Config {
     pub negatives_per_request: usize,
     /// At most so many requests a day, evenly spread.
     pub requests_per_day_max: usize,
+    /// Whether the rows stay beside the model, as `training.parquet` and `validation.parquet`.
+    pub keep_rows: bool,
     pub seed: u32,
     /// Passed to LightGBM as they are.
     pub params: BTreeMap<String, toml::Value>,
@@ -123,6 +126,10 @@ pub fn run(
     }
     let schema = models.schema;
     let names: Vec<String> = schema.features().iter().map(|f| f.name.clone()).collect();
+    if config.keep_rows {
+        ranker_rows::write(&out.join("training.parquet"), &train, &names)?;
+        ranker_rows::write(&out.join("validation.parquet"), &valid, &names)?;
+    }
     let categories: Vec<usize> =
         (0..schema.len()).filter(|&at| schema.features()[at].is_category()).collect();
     let mut params = Params::reproducible(config.seed, threads).with_categorical(&categories);

@@ -118,7 +118,7 @@ pub struct Scratch {
     pub late: Vec<u32>,
     /// What brought each candidate in, parallel to them.
     pub sources: Vec<Source>,
-    pub blend: Buffers,
+    pub sourcing: Buffers,
     pub gathered: PlanScratch,
     /// Written by s3: the item and cross columns that the ranker wants, column-major.
     pub columns: Vec<f32>,
@@ -159,7 +159,7 @@ impl Scratch {
             candidates: Vec::with_capacity(candidates),
             late: Vec::with_capacity(candidates),
             sources: Vec::with_capacity(candidates),
-            blend: Buffers::new(bundle, &serving.lists, candidates),
+            sourcing: Buffers::new(bundle, &serving.lists, candidates),
             gathered: bundle.plan.scratch(candidates),
             columns: Vec::with_capacity(columns),
             raw: Vec::with_capacity(candidates),

@@ -61,7 +61,7 @@ pub use rollout::{
     Asked as AskedArms, ChangeError, Config as RolloutConfig, ConfigError as RolloutError, Credit,
     Outcome, Steering, begin, begin_layer, is_variant, merge, verdict,
 };
-pub use s2_candidates::Config as SourcesConfig;
+pub use s2_candidates::{Config as SourcesConfig, Past, PastConfig, Repeats};
 pub use s5_rules::Config as RulesConfig;
 pub use serving::{Serving, Settings};
 

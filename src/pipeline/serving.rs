@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::s2_candidates::Lists;
+use super::s2_candidates::{Lists, Unusable};
 use super::{Config, RegionConfig, RulesConfig};
 use crate::bundle::{self, Bundle};
 use crate::features::UserRow;
@@ -56,11 +56,13 @@ pub enum Remark {
          `{column}` (pipeline.sources.popular.column)"
     )]
     NoPopularity { column: String },
+    #[error("pipeline.sources.repeats brings the history alone: {why}")]
+    NoFavourites { why: Unusable },
     #[error("rules.blocked_labels is set, but no item of the bundle has a label")]
     NoLabels,
     #[error(
-        "pipeline.sources has quotas, but the ranker learnt from retrieved candidates only: it reads \
-         `{feature}`, which those of other sources lack"
+        "pipeline.sources has quotas of sources that the ranker has not learnt from: it reads \
+         `{feature}`, which their candidates lack"
     )]
     Unlearnt { feature: String },
 }
@@ -147,7 +149,7 @@ fn lists(bundle: &Bundle, settings: &Settings) -> (Lists, Vec<Remark>) {
     }
     let lists = Lists::new(&settings.pipeline, bundle, blocked, &mut remarks);
     let unlearnt = bundle.schema.features().iter().find(|f| f.reads_retrieval());
-    if let Some(feature) = unlearnt.filter(|_| lists.any()) {
+    if let Some(feature) = unlearnt.filter(|_| lists.any_beside(&bundle.manifest.ranker_sources)) {
         remarks.push(Remark::Unlearnt { feature: feature.name.clone() });
     }
     remarks.iter().for_each(|remark| tracing::warn!("{remark}"));

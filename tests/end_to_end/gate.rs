@@ -20,6 +20,7 @@ use shortlist::offline::as_of::Layout;
 use shortlist::offline::examples::{self, Kind, Models, Rows, Source};
 use shortlist::offline::load::Loaded;
 use shortlist::offline::split::Split;
+use shortlist::pipeline::PastConfig;
 use shortlist::sections::{Sections, SectionsWriter};
 use shortlist::types::DAY_MS;
 
@@ -128,7 +129,10 @@ fn training_rows(world: &World) -> (Rows, Vec<String>) {
         towers: &bundle.towers,
         tower_inputs: inputs,
         index: &*index,
-        candidates: config.pipeline.candidates,
+        past: PastConfig {
+            candidates: config.pipeline.candidates,
+            sources: &config.pipeline.sources,
+        },
     };
     let impression = config.offline.signals.impression_event.as_str();
     let source = Source { loaded: &loaded, layout: &layout, features: &features, impression };

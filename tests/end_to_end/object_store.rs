@@ -140,13 +140,14 @@ fn a_day_and_its_replicas_need_a_bucket_and_nothing_else() {
             .into_iter()
             .filter(|path| path.extension().is_some_and(|end| end == "parquet"))
     };
+    let new = |key: &&String| !world().data().join(&key["data/".len()..]).exists();
     eventually("both logs in the bucket", || {
-        !store.keys("data/requests").is_empty() && parquet().next().is_none()
+        let both = ["data/requests", "data/events"].map(|log| store.keys(log));
+        both.iter().all(|keys| keys.iter().any(|key| new(&key))) && parquet().next().is_none()
     });
     // The bucket has one day more than the world had.
     let arrived = store.keys("data/events");
-    let sent: Vec<&String> =
-        arrived.iter().filter(|key| !world().data().join(&key["data/".len()..]).exists()).collect();
+    let sent: Vec<&String> = arrived.iter().filter(new).collect();
     assert_eq!(sent.len(), 1, "{arrived:?}");
     let new_day = sent[0].split("dt=").nth(1).unwrap().split('/').next().unwrap();
 

@@ -1,6 +1,7 @@
 //! The steps `evaluate` and `approve` of a run: what is compared with what, and the gate's word.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 
@@ -9,10 +10,11 @@ use crate::bundle::{self, Bundle, Registry, files};
 use crate::forest::Forest;
 use crate::offline::approve::{self, Asked, Decision};
 use crate::offline::evaluate::rival::{self, Rival};
-use crate::offline::evaluate::served::{self, Question, Shown};
+use crate::offline::evaluate::served::{self, Question};
 use crate::offline::evaluate::{self, Baseline, Report, Subject};
 use crate::offline::workspace::write_atomically;
 use crate::offline::{aggregates, audit, page, progress, recall};
+use crate::pipeline::Serving;
 use crate::types::DAY_MS;
 
 impl Day<'_> {
@@ -113,21 +115,24 @@ impl Run<'_> {
             popular: &recall::popularity(self.loaded, [recent_ms, window_ms[0]]),
             bootstrap: evaluate::bootstrap(config),
         };
-        let ask = |dir: &Path| -> Result<Shown> {
+        let open = |dir: &Path| -> Result<Arc<Serving>> {
             let bundle = Bundle::open(dir, false, self.day.shared.index)?;
-            Ok(question.ask(&served::serving(bundle, &self.day.shared.serving)?))
+            served::serving(bundle, &self.day.shared.serving)
         };
+        let ours = open(&dir)?;
         let mut systems = vec![
-            ("served", ask(&dir)?),
+            ("served", question.ask(&ours)),
+            ("unlimited", question.ask(&served::unlimited(&ours))),
             ("popularity", question.popular()),
             ("repeats", question.repeats()),
         ];
+        drop(ours);
         std::fs::remove_dir_all(&dir)?;
         // A bundle is asked as it serves. One of a later moment holds what the test days brought.
         if let Some(Baseline { version, as_of_ms, silent: None, .. }) = &report.baseline
             && *as_of_ms <= window_ms[0]
         {
-            systems.push(("previous", ask(&registry.bundle_dir(version)?)?));
+            systems.push(("previous", question.ask(&open(&registry.bundle_dir(version)?)?)));
         }
         let found = question.judge(&systems);
         report.served = found.figures;

@@ -55,6 +55,7 @@ impl Day<'_> {
                 as_of_ms: time_ms,
                 training_window_ms: base.manifest.training_window_ms,
                 tower_inputs: &base.manifest.tower_inputs,
+                ranker_sources: base.manifest.ranker_sources.clone(),
                 metrics: base.manifest.metrics.clone(),
                 parents: vec![base.manifest.bundle_version.clone()],
             },

@@ -256,3 +256,10 @@ pub fn serving(bundle: crate::bundle::Bundle, settings: &Settings) -> Result<Arc
     settings.rules.exploration.share = 0.0;
     Ok(Arc::new(Serving::new(1, bundle, Arc::new(settings))?))
 }
+
+/// The same bundle without the limit of items of one category: what that rule costs.
+pub fn unlimited(serving: &Serving) -> Arc<Serving> {
+    let mut settings = Settings::clone(&serving.settings);
+    settings.rules.max_per_category = SHOWN;
+    Arc::new(serving.under(Arc::new(settings)))
+}

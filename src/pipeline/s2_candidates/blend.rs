@@ -1,7 +1,7 @@
 //! From what each source proposes to one list without duplicates.
 
 use crate::features::Candidate;
-use crate::index::Hit;
+use crate::index::{self, Hit, Index};
 use crate::monitor::Source;
 use crate::types::ItemIdx;
 
@@ -13,11 +13,61 @@ pub struct Pick {
     pub retrieved: bool,
 }
 
+/// Buffers of what is proposed.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    pub picks: Vec<Pick>,
+    items: Vec<ItemIdx>,
+    scores: Vec<f32>,
+}
+
+impl Buffers {
+    /// Buffers for so many picks.
+    pub fn new(picks: usize) -> Self {
+        Self {
+            picks: Vec::with_capacity(picks),
+            items: Vec::with_capacity(picks),
+            scores: Vec::with_capacity(picks),
+        }
+    }
+
+    /// Makes candidates of retrieval's hits for `vector` and the picks, at most `wanted`. What
+    /// retrieval has not found has no rank and no score there, but a similarity as any other.
+    pub fn join(
+        &mut self,
+        index: &dyn Index,
+        vector: &[f32],
+        search: &mut index::Scratch,
+        hits: &[Hit],
+        wanted: usize,
+        (candidates, sources): (&mut Vec<Candidate>, &mut Vec<Source>),
+    ) {
+        let Self { picks, items, scores } = self;
+        blend(hits, wanted, picks, candidates, sources);
+        if picks.is_empty() {
+            return;
+        }
+        items.clear();
+        items.extend(picks.iter().map(|pick| pick.item));
+        index.scores(vector, items, search, scores);
+        // An item may have gone since it was proposed: it has no similarity.
+        for (pick, &similarity) in picks.iter().zip(&*scores).filter(|(_, s)| !s.is_nan()) {
+            sources.push(pick.source);
+            candidates.push(unretrieved(pick.item, similarity));
+        }
+    }
+}
+
+/// A candidate that retrieval has not found.
+pub fn unretrieved(item: ItemIdx, similarity: f32) -> Candidate {
+    Candidate { item, similarity, retrieval_rank: f32::NAN, retrieval_score: f32::NAN }
+}
+
 /// Adds retrieval's `hits` (best first) to the candidates, and leaves in `picks` what retrieval has
 /// not found, by item. With those there will be at most `wanted`: the worst hits that nobody else
 /// proposes make room. A hit that another source proposes stays, carries the first such source, and
 /// keeps its rank and score.
-pub fn blend(
+fn blend(
     hits: &[Hit],
     wanted: usize,
     picks: &mut Vec<Pick>,

@@ -11,14 +11,24 @@ use crate::pipeline::ConfigError;
 pub struct Config {
     /// Most items of a list of a region.
     pub list_rows_max: usize,
-    pub repeats: QuotaConfig,
+    pub repeats: RepeatsConfig,
     pub similar: QuotaConfig,
     pub trending: TrendingConfig,
     pub popular: PopularConfig,
     pub fresh: FreshConfig,
 }
 
-/// Sections `[pipeline.sources.repeats]` and `[pipeline.sources.similar]`.
+/// Section `[pipeline.sources.repeats]`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepeatsConfig {
+    /// Most candidates of the source; 0 is off.
+    pub quota: usize,
+    /// User map of items with a number each, the highest first; empty is the history alone.
+    pub map: String,
+}
+
+/// Section `[pipeline.sources.similar]`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuotaConfig {

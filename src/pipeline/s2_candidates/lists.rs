@@ -3,6 +3,7 @@
 //! Made when a bundle opens, from the statistics that it holds, and bounded. They hold what was in
 //! stock then; what has changed since is seen when a request reads them.
 
+use super::repeats::Repeats;
 use crate::bundle::Bundle;
 use crate::monitor::Source;
 use crate::pipeline::Config;
@@ -17,6 +18,7 @@ struct ByRegion(Vec<Vec<ItemIdx>>);
 /// The lists of a bundle, and what each source may give.
 #[derive(Debug)]
 pub struct Lists {
+    repeats: Repeats,
     trending: ByRegion,
     popular: ByRegion,
     fresh: ByRegion,
@@ -37,6 +39,14 @@ impl Lists {
         let (config, items) = (&pipeline.sources, &bundle.items);
         let (candidates, as_of_ms) = (pipeline.candidates, bundle.manifest.as_of_ms);
         let mut quotas = config.quotas();
+        let users = &bundle.users;
+        let repeats = &config.repeats;
+        let columns = items.columns();
+        let repeats = Repeats::new(&repeats.map, &bundle.schema, users.map_names(), columns);
+        let repeats = repeats.unwrap_or_else(|why| {
+            remarks.push(Remark::NoFavourites { why });
+            Repeats::default()
+        });
         let mut column = |source: Source, name: &str| {
             let values = items.columns().get(name);
             if values.is_none() && quotas[source as usize] > 0 {
@@ -75,7 +85,7 @@ impl Lists {
             }),
             _ => ByRegion::default(),
         };
-        Self { trending, popular, fresh, quotas, candidates }
+        Self { repeats, trending, popular, fresh, quotas, candidates }
     }
 
     /// How many candidates a source may give to a request that wants `candidates` in all: its
@@ -87,7 +97,18 @@ impl Lists {
 
     /// Whether any source beside retrieval is on.
     pub fn any(&self) -> bool {
-        self.quotas.iter().any(|&quota| quota > 0)
+        self.any_beside(&[])
+    }
+
+    /// Whether any source beside retrieval and the named ones is on.
+    pub fn any_beside(&self, names: &[String]) -> bool {
+        let named = |source: &Source| names.iter().any(|name| name == source.name());
+        Source::ALL.iter().any(|source| self.quotas[*source as usize] > 0 && !named(source))
+    }
+
+    /// How the user's repeats are found.
+    pub fn repeats(&self) -> &Repeats {
+        &self.repeats
     }
 
     /// The list of a source, best first, in a region by position or everywhere.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ann        nearest to the user's vector: has every place that the others leave
-//! repeats    the user's own history, newest first
+//! repeats    the user's favourites, then the user's own history, newest first
 //! similar    nearest to the newest item of the history
 //! trending   rising, in the region
 //! popular    most wanted, in the region
@@ -14,11 +14,14 @@
 //!
 //! A source beside retrieval that fails or comes too late costs its own candidates only. Without
 //! retrieval, the region's popular items stand in, in their order.
+//!
+//! `past` asks retrieval and repeats for requests of the past, which teach the ranker.
 
 mod blend;
 mod config;
 mod fresh;
 mod lists;
+mod past;
 mod repeats;
 mod similar;
 
@@ -26,24 +29,24 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Context;
 use super::answer::Reason;
-use super::context::{Inputs, Scratch};
+use super::context::{self, Inputs, Scratch};
 use super::deadline::Part;
 use super::serving::Serving;
 use crate::bundle::Bundle;
-use crate::features::Candidate;
 use crate::index::{Allowed, Filter};
 use crate::monitor::{self, Fallback, Source, SourceLoss};
 use crate::types::ItemIdx;
-use blend::{Pick, blend};
+use blend::{Pick, unretrieved};
 
 pub use config::Config;
 pub use lists::Lists;
+pub use past::{Past, PastConfig};
+pub use repeats::{Repeats, Unusable};
 
 /// Buffers of the sources beside retrieval.
 pub struct Buffers {
-    picks: Vec<Pick>,
-    items: Vec<ItemIdx>,
-    scores: Vec<f32>,
+    blend: blend::Buffers,
+    favourites: Vec<(f32, ItemIdx)>,
     similar: similar::Scratch,
 }
 
@@ -51,11 +54,9 @@ impl Buffers {
     /// Buffers for requests of up to `candidates` candidates.
     pub fn new(bundle: &Bundle, lists: &Lists, candidates: usize) -> Self {
         let quota = |&source: &Source| lists.quota(source, candidates);
-        let picks = Source::ALL.iter().map(quota).sum();
         Self {
-            picks: Vec::with_capacity(picks),
-            items: Vec::with_capacity(picks),
-            scores: Vec::with_capacity(picks),
+            blend: blend::Buffers::new(Source::ALL.iter().map(quota).sum()),
+            favourites: Vec::new(),
             similar: similar::Scratch::new(bundle, lists.quota(Source::Similar, candidates)),
         }
     }
@@ -68,7 +69,7 @@ pub fn run(cx: &mut Context) {
     let budgets = &serving.settings.pipeline.budgets_us;
     cx.scratch.candidates.clear();
     cx.scratch.sources.clear();
-    cx.scratch.blend.picks.clear();
+    cx.scratch.sourcing.blend.picks.clear();
     let retrieval = Part::Source(Source::Ann);
     let in_time = cx.has_time(retrieval, budgets.from_candidates());
     if in_time && request.guarded(Source::Ann, || request.search(&mut cx.scratch)) {
@@ -149,15 +150,18 @@ impl<'a> Request<'a> {
 
     /// Adds what one source proposes to the picks.
     fn ask(&self, source: Source, quota: usize, scratch: &mut Scratch) {
-        let Buffers { picks, similar, .. } = &mut scratch.blend;
+        let Buffers { blend, favourites, similar } = &mut scratch.sourcing;
         let (inputs, list) = (self.inputs, self.serving.lists.of(source, self.inputs.region));
         let mut take = |items: &mut dyn Iterator<Item = ItemIdx>| {
             let passing = items.filter(|&item| self.passes(item)).take(quota);
-            picks.extend(passing.map(|item| Pick { item, source, retrieved: false }));
+            blend.picks.extend(passing.map(|item| Pick { item, source, retrieved: false }));
         };
         match source {
             Source::Ann => {}
-            Source::Repeats => take(&mut repeats::items(&inputs.history)),
+            Source::Repeats => {
+                let user = context::user(self.serving, inputs);
+                take(&mut self.serving.lists.repeats().of(user, &inputs.history, favourites));
+            }
             Source::Similar => {
                 let (filter, search) = (self.filter(), &mut scratch.search);
                 let history = &inputs.history;
@@ -168,23 +172,11 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Makes candidates of retrieval's hits and the picks. What retrieval has not found has no rank
-    /// and no score there, but a similarity as any other.
+    /// Makes candidates of retrieval's hits and the picks.
     fn join(&self, scratch: &mut Scratch) {
-        let Scratch { vector, search, hits, candidates, sources, blend: buffers, .. } = scratch;
-        let Buffers { picks, items, scores, .. } = buffers;
-        blend(hits, self.inputs.candidates, picks, candidates, sources);
-        if picks.is_empty() {
-            return;
-        }
-        items.clear();
-        items.extend(picks.iter().map(|pick| pick.item));
-        self.bundle.index.scores(vector, items, search, scores);
-        // An item may have gone since it was proposed: it has no similarity.
-        for (pick, &similarity) in picks.iter().zip(&*scores).filter(|(_, s)| !s.is_nan()) {
-            sources.push(pick.source);
-            candidates.push(unretrieved(pick.item, similarity));
-        }
+        let Scratch { vector, search, hits, candidates, sources, sourcing, .. } = scratch;
+        let (index, wanted) = (&*self.bundle.index, self.inputs.candidates);
+        sourcing.blend.join(index, vector, search, hits, wanted, (candidates, sources));
     }
 
     /// The popular items of the region in their order, without a similarity.
@@ -203,8 +195,4 @@ impl<'a> Request<'a> {
         let text = format!("only {count} items are in stock{place} and not shown lately");
         Reason { code: "few_eligible_items", count, text }
     }
-}
-
-fn unretrieved(item: ItemIdx, similarity: f32) -> Candidate {
-    Candidate { item, similarity, retrieval_rank: f32::NAN, retrieval_score: f32::NAN }
 }

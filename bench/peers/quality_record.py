@@ -1,0 +1,55 @@
+"""Writes the quality figures of a run's report into the record: what the run's own bundle reached, and the baselines.
+
+    python3 bench/peers/quality_record.py --work WORK --name retail --setting "texts seed=1" --record FILE
+
+Called by tools/bench-quality.sh after each run of the day.
+"""
+
+import argparse
+import csv
+import datetime
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+# Of the report: table, then which figures.
+WANTED = {
+    "towers": ("recall@20", "recall@100", "recall@500"),
+    "ranker": ("auc", "gauc", "ndcg@10", "logloss"),
+    "served": ("recall@20", "coverage"),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--setting", required=True)
+    parser.add_argument("--record", type=Path, required=True)
+    args = parser.parse_args()
+    text = (args.work / "evaluate/report.json").read_text()
+    report = json.loads(text)
+    run = hashlib.sha256(text.encode()).hexdigest()[:8]
+    machine = f"{platform.machine()} x{os.cpu_count()}"
+    today = datetime.date.today().isoformat()
+    with args.record.open("a", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        for table, figures in WANTED.items():
+            for name, estimate in report[table].items():
+                system, figure = name.rsplit("/", 1)
+                if figure not in figures:
+                    continue
+                # `towers/new-to-user` is a system and what it is asked for.
+                system, _, scope = system.partition("/")
+                setting = " ".join(part for part in (scope, args.setting) if part)
+                value, unit = f"{estimate['mean']:.4f}", "nats" if figure == "logloss" else "share"
+                out.writerow([run, args.name, f"shortlist {system}", setting, figure, value, unit, today, machine])
+                if system in ("towers", "ranker", "served", "unlimited"):
+                    interval = f"[{estimate['lo']:.4f}, {estimate['hi']:.4f}]"
+                    print(f"{args.name} {system} {setting} {figure} {value} {interval}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

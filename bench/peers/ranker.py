@@ -1,0 +1,80 @@
+"""Python's LightGBM beside ours on the same rows: the difference of their validation AUC.
+
+    python bench/peers/ranker.py --work WORK --name demo --record bench/record/quality.csv
+
+Called by tools/bench-quality.sh after a run of the day with `offline.ranker.keep_rows = true`, which leaves the rows in
+WORK/ranker. Parameters are those that ranker.txt names. Requirements: lightgbm 4.6.0 numpy pandas pyarrow.
+"""
+
+import argparse
+import csv
+import datetime
+import hashlib
+import os
+import platform
+import re
+from pathlib import Path
+
+import lightgbm as lgb
+import numpy as np
+import pandas as pd
+
+# What a run is told otherwise, or what names files.
+OTHERWISE = ("data", "valid", "input_model", "output_model", "categorical_feature", "num_iterations", "early_stopping")
+
+
+def parameters(model: str) -> dict[str, str]:
+    block = model.split("\nparameters:\n")[1].split("\nend of parameters")[0]
+    pairs = dict(re.findall(r"(?m)^\[([^:]+): (.*)\]$", block))
+    return {name: value for name, value in pairs.items() if value != "" and not name.startswith(OTHERWISE)}
+
+
+def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
+    """Weighted area under the curve, ties counted half."""
+    frame = pd.DataFrame({"score": score, "yes": label * weight, "no": (1 - label) * weight})
+    frame = frame.groupby("score").sum()
+    below = frame["no"].cumsum() - frame["no"]
+    return float((frame["yes"] * (below + frame["no"] / 2)).sum() / (frame["yes"].sum() * frame["no"].sum()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--patience", type=int, default=50)
+    parser.add_argument("--record", type=Path, required=True)
+    args = parser.parse_args()
+    path = args.work / "ranker/ranker.txt"
+    text = path.read_text()
+    train, valid = (pd.read_parquet(args.work / f"ranker/{name}.parquet") for name in ("training", "validation"))
+    names = [name for name in train.columns if name not in ("label", "weight", "request")]
+    infos = re.search(r"(?m)^feature_infos=(.*)$", text).group(1).split(" ")
+    # LightGBM writes categories as a list of codes, numbers as a range.
+    categories = [name for name, info in zip(names, infos) if not info.startswith("[") and info != "none"]
+    given = parameters(text)
+    matrix = [part[names].to_numpy() for part in (train, valid)]
+    data = lgb.Dataset(matrix[0], train.label, weight=train.weight, feature_name=names, categorical_feature=categories, params=given)
+    check = lgb.Dataset(matrix[1], valid.label, weight=valid.weight, reference=data)
+    theirs = lgb.train(given, data, args.rounds, valid_sets=[check], callbacks=[lgb.early_stopping(args.patience, verbose=False)])
+    ours = lgb.Booster(model_file=str(path))
+    rows = []
+    for system, model, trees in (
+        ("shortlist ranker", ours, ours.num_trees()),
+        ("python lightgbm", theirs, theirs.best_iteration),
+    ):
+        value = auc(valid.label.to_numpy(), model.predict(matrix[1], raw_score=True), valid.weight.to_numpy())
+        rows.append((system, f"validation rows, {trees} trees", "auc", value))
+        print(f"{args.name} {system}: AUC {value:.5f} on {len(valid)} validation rows, {trees} trees", flush=True)
+    rows.append(("shortlist - python lightgbm", "validation rows", "auc difference", rows[0][3] - rows[1][3]))
+    run = hashlib.sha256(text.encode()).hexdigest()[:8]
+    machine = f"{platform.machine()} x{os.cpu_count()}"
+    today = datetime.date.today().isoformat()
+    with args.record.open("a", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        for system, setting, metric, value in rows:
+            out.writerow([run, args.name, system, setting, metric, f"{value:.5f}", "share", today, machine])
+
+
+if __name__ == "__main__":
+    main()
