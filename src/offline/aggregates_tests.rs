@@ -39,7 +39,7 @@ fn work(rows: &str) -> tempfile::TempDir {
     work
 }
 
-const WINDOWS: Config = Config { short_days: 1, medium_days: 7, long_days: 28, favourites: 100 };
+const WINDOWS: Config = Config { short_days: 1, medium_days: 7, long_days: 28, favourites: 1 };
 
 /// [`super::materialise`] by the engine of this process.
 fn materialise(
@@ -104,6 +104,12 @@ fn counts_shares_and_recencies_of_purchases() {
     assert_eq!((u["repeat_share"], u["avg_value"]), (1.0 / 3.0, 10.0 / 3.0));
     assert_eq!((u["top_category_share"], u["categories_all"]), (1.0, 1.0));
     assert!(u["top_brand_share"].is_nan(), "the catalogue has no brands");
+    let favourite = &rows(work.path(), "user_item", "user_id")["u"];
+    assert_eq!(
+        (favourite["count_all"], favourite["count_28d"], favourite["place"]),
+        (2.0, 1.0, 1.0)
+    );
+    assert_eq!(favourite["share"], 2.0 / 3.0);
     let region = rows(work.path(), "region_item", "item_id");
     assert_eq!((region["a"]["place"], region["b"]["count_28d"]), (1.0, 1.0));
 }
@@ -149,7 +155,7 @@ fn no_table_sees_events_of_its_midnight_or_after() {
         ("item_stats", "item_id"),
         ("user_stats", "user_id"),
         ("user_category", "user_id"),
-        ("user_item", "key"),
+        ("user_item", "user_id"),
         ("region_item", "item_id"),
     ] {
         let (before, after) = (rows(clean.path(), table, key), rows(planted.path(), table, key));
