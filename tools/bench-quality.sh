@@ -19,7 +19,7 @@ peers_python() {
     say "the peers: implicit, scipy, pandas"
     python3 -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        implicit==0.7.3 scipy==1.17.0 numpy==2.4.1 pandas pyarrow threadpoolctl
+        implicit==0.7.3 lightgbm==4.6.0 scipy==1.17.0 numpy==2.4.1 pandas pyarrow threadpoolctl
 }
 
 # One run of the day and its figures: NAME WORK SETTING [KEY=VALUE of the environment ...].
@@ -29,7 +29,7 @@ judged() {
     for seed in $(seq "${SEEDS:-3}"); do
         say "$name, $setting, seed $seed"
         env SHORTLIST__TOWERS__SEED="$seed" SHORTLIST__OFFLINE__RANKER__SEED="$seed" \
-            SHORTLIST__OFFLINE__WORK_DIR="$work" "$@" \
+            SHORTLIST__OFFLINE__WORK_DIR="$work" SHORTLIST__OFFLINE__RANKER__KEEP_ROWS=true "$@" \
             "$binary" --config "config/$name.toml" pipeline evaluate
         python3 bench/peers/quality_record.py --work "$work" --name "$name" --setting "$setting seed=$seed" --record "$record"
     done
@@ -38,6 +38,7 @@ judged() {
 beside_peers() {
     [[ ${PEERS:-yes} == yes ]] || return 0
     peers_python
+    "$venv/bin/python" bench/peers/ranker.py --work "$2" --name "$1" --rounds 400 --record "$record"
     "$venv/bin/python" bench/peers/quality.py --work "$2" --name "$1" --seeds "${SEEDS:-3}" --record "$record"
 }
 

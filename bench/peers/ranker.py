@@ -19,14 +19,18 @@ import lightgbm as lgb
 import numpy as np
 import pandas as pd
 
-# What a run is told otherwise, or what names files.
-OTHERWISE = ("data", "valid", "input_model", "output_model", "categorical_feature", "num_iterations", "early_stopping")
+# What decides the trees.
+TRAINING = (
+    "objective", "metric", "learning_rate", "num_leaves", "max_depth", "max_bin", "min_data_in_leaf",
+    "min_sum_hessian_in_leaf", "feature_fraction", "bagging_fraction", "bagging_freq", "lambda_l1", "lambda_l2",
+    "scale_pos_weight", "seed", "num_threads",
+)  # fmt: skip
 
 
 def parameters(model: str) -> dict[str, str]:
     block = model.split("\nparameters:\n")[1].split("\nend of parameters")[0]
     pairs = dict(re.findall(r"(?m)^\[([^:]+): (.*)\]$", block))
-    return {name: value for name, value in pairs.items() if value != "" and not name.startswith(OTHERWISE)}
+    return {name: pairs[name] for name in TRAINING if pairs.get(name)} | {"verbosity": "-1"}
 
 
 def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
