@@ -62,7 +62,7 @@ fn datafusion_makes_the_tables_that_spark_made() {
         same(&read(&path), &read(&work.join(format!("{name}.parquet"))), &name);
         compared += 1;
     }
-    assert_eq!(compared, 9, "tables in {}", golden.display());
+    assert_eq!(compared, 10, "tables in {}", golden.display());
 }
 
 #[test]
