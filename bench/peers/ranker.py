@@ -21,7 +21,7 @@ import pandas as pd
 
 # What decides the trees.
 TRAINING = (
-    "objective", "metric", "learning_rate", "num_leaves", "max_depth", "max_bin", "min_data_in_leaf",
+    "objective", "metric", "eval_at", "learning_rate", "num_leaves", "max_depth", "max_bin", "min_data_in_leaf",
     "min_sum_hessian_in_leaf", "feature_fraction", "bagging_fraction", "bagging_freq", "lambda_l1", "lambda_l2",
     "scale_pos_weight", "seed", "num_threads",
 )  # fmt: skip
@@ -58,8 +58,9 @@ def main():
     categories = [name for name, info in zip(names, infos) if not info.startswith("[") and info != "none"]
     given = parameters(text)
     matrix = [part[names].to_numpy() for part in (train, valid)]
-    data = lgb.Dataset(matrix[0], train.label, weight=train.weight, feature_name=names, categorical_feature=categories, params=given)
-    check = lgb.Dataset(matrix[1], valid.label, weight=valid.weight, reference=data)
+    groups = [part.request.value_counts(sort=False).to_numpy() if given["objective"] == "lambdarank" else None for part in (train, valid)]
+    data = lgb.Dataset(matrix[0], train.label, weight=train.weight, group=groups[0], feature_name=names, categorical_feature=categories, params=given)
+    check = lgb.Dataset(matrix[1], valid.label, weight=valid.weight, group=groups[1], reference=data)
     theirs = lgb.train(given, data, args.rounds, valid_sets=[check], callbacks=[lgb.early_stopping(args.patience, verbose=False)])
     ours = lgb.Booster(model_file=str(path))
     rows = []
