@@ -7,6 +7,7 @@ SELECT
     AS positives_{{long}}d,
   sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{medium}} AS BIGINT) * 86400000 THEN positive ELSE 0 END)
     AS positives_{{medium}}d,
+  min(CASE WHEN positive = 1 THEN ts_ms ELSE NULL END) AS first_ms,
   max(CASE WHEN positive = 1 THEN ts_ms ELSE NULL END) AS last_ms
 FROM facts
 WHERE ts_ms < {{as_of_ms}}

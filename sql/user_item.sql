@@ -1,6 +1,7 @@
 -- The items that each user had most often before as_of, the latest first of equals, in the long form: key
 -- is items.item_id. share is of all the user's positives; place 1 is the user's first item, and items beyond
--- {{favourites}} have no row.
+-- {{favourites}} have no row. interval_days is the mean time from one to the next, NULL for a single one; due is
+-- how much of it has passed since the last: above 1, another is overdue.
 -- Tables: pairs, item_keys, user_keys. Parameters: as_of_ms; medium, long (days); favourites.
 SELECT
   k.user_id,
@@ -11,6 +12,8 @@ SELECT
   CAST(s.positives_all AS DOUBLE) / NULLIF(CAST(s.positives_user AS DOUBLE), 0.0E0) AS share,
   CAST(s.last_ms AS DOUBLE) / 86400000.0E0 AS last_day,
   CAST({{as_of_ms}} - s.last_ms AS DOUBLE) / 86400000.0E0 AS days_since,
+  s.interval_days,
+  CAST({{as_of_ms}} - s.last_ms AS DOUBLE) / 86400000.0E0 / NULLIF(s.interval_days, 0.0E0) AS due,
   s.place
 FROM (
   SELECT
@@ -20,6 +23,8 @@ FROM (
     positives_{{long}}d,
     positives_all,
     last_ms,
+    CAST(last_ms - first_ms AS DOUBLE) / 86400000.0E0 / NULLIF(CAST(positives_all - 1 AS DOUBLE), 0.0E0)
+      AS interval_days,
     sum(positives_all) OVER (PARTITION BY user_no) AS positives_user,
     CAST(row_number() OVER (PARTITION BY user_no
                             ORDER BY positives_all DESC NULLS LAST, last_ms DESC NULLS LAST, item_no ASC NULLS LAST)

@@ -7,15 +7,13 @@ towers' similarity; each set trains towers and ranker and is judged by `shortlis
 """
 
 import argparse
-import csv
-import datetime
-import hashlib
 import json
 import os
-import platform
 import re
 import subprocess
 from pathlib import Path
+
+import quality_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config/kuairand.toml"
@@ -76,14 +74,9 @@ def main():
             found = judged(args.binary.resolve(), args.data.resolve(), args.work.resolve(), features.resolve(), seed)
             rows += [(f"{name} seed={seed}", metric, value) for metric, value in found.items()]
             print(f"{name} seed={seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.items()), flush=True)
-    run = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:8]
-    machine = f"{platform.machine()} x{os.cpu_count()}"
-    today = datetime.date.today().isoformat()
-    with args.record.open("a", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        for setting, metric, value in rows:
-            unit = "nats" if metric == "logloss" else "share"
-            out.writerow([run, "kuairand", "ranker", setting, metric, f"{value:.4f}", unit, today, machine])
+    written = [("ranker", setting, metric, f"{value:.4f}") for setting, metric, value in rows]
+    quality_rows.append(args.record, json.dumps(rows), "kuairand", written)
+
 
 
 if __name__ == "__main__":

@@ -14,12 +14,7 @@ bought items, the rest scoring 0. Requirements: implicit scipy numpy pandas pyar
 """
 
 import argparse
-import csv
-import datetime
-import hashlib
 import json
-import os
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +23,8 @@ import pyarrow.parquet as pq
 from implicit.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import CosineRecommender
 from scipy.sparse import csr_matrix
+
+import quality_rows
 from threadpoolctl import threadpool_limits
 
 KS = (20, 500)
@@ -192,13 +189,9 @@ def main():
     weight = best("ease", ease.fit, [100.0, 1000.0] if events.items > EASE_ITEMS else [100.0, 300.0, 1000.0])
     measure("ease", f"lambda={weight:g}", Ease(test.before).fit(weight))
 
-    run = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:8]
-    machine = f"{platform.machine()} x{os.cpu_count()}"
-    today = datetime.date.today().isoformat()
-    with args.record.open("a", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        for system, setting, metric, value in rows:
-            out.writerow([run, args.name, system, setting, metric, f"{value:.4f}", "share", today, machine])
+    written = [(system, setting, metric, f"{value:.4f}") for system, setting, metric, value in rows]
+    quality_rows.append(args.record, json.dumps(rows), args.name, written)
+
 
 
 if __name__ == "__main__":

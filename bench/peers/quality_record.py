@@ -6,13 +6,10 @@ Called by tools/bench-quality.sh after each run of the day.
 """
 
 import argparse
-import csv
-import datetime
-import hashlib
 import json
-import os
-import platform
 from pathlib import Path
+
+import quality_rows
 
 # Of the report: table, then which figures.
 WANTED = {
@@ -31,24 +28,22 @@ def main():
     args = parser.parse_args()
     text = (args.work / "evaluate/report.json").read_text()
     report = json.loads(text)
-    run = hashlib.sha256(text.encode()).hexdigest()[:8]
-    machine = f"{platform.machine()} x{os.cpu_count()}"
-    today = datetime.date.today().isoformat()
-    with args.record.open("a", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        for table, figures in WANTED.items():
-            for name, estimate in report[table].items():
-                system, figure = name.rsplit("/", 1)
-                if figure not in figures:
-                    continue
-                # `towers/new-to-user` is a system and what it is asked for.
-                system, _, scope = system.partition("/")
-                setting = " ".join(part for part in (scope, args.setting) if part)
-                value, unit = f"{estimate['mean']:.4f}", "nats" if figure == "logloss" else "share"
-                out.writerow([run, args.name, f"shortlist {system}", setting, figure, value, unit, today, machine])
-                if system in ("towers", "ranker", "served", "unlimited"):
-                    interval = f"[{estimate['lo']:.4f}, {estimate['hi']:.4f}]"
-                    print(f"{args.name} {system} {setting} {figure} {value} {interval}", flush=True)
+    rows = []
+    for table, figures in WANTED.items():
+        for name, estimate in report[table].items():
+            system, figure = name.rsplit("/", 1)
+            if figure not in figures:
+                continue
+            # `towers/new-to-user` is a system and what it is asked for.
+            system, _, scope = system.partition("/")
+            setting = " ".join(part for part in (scope, args.setting) if part)
+            value = f"{estimate['mean']:.4f}"
+            rows.append((f"shortlist {system}", setting, figure, value))
+            if system in ("towers", "ranker", "served", "unlimited"):
+                interval = f"[{estimate['lo']:.4f}, {estimate['hi']:.4f}]"
+                print(f"{args.name} {system} {setting} {figure} {value} {interval}", flush=True)
+    quality_rows.append(args.record, text, args.name, rows)
+
 
 
 if __name__ == "__main__":

@@ -7,17 +7,14 @@ WORK/ranker. Parameters are those that ranker.txt names. Requirements: lightgbm 
 """
 
 import argparse
-import csv
-import datetime
-import hashlib
-import os
-import platform
 import re
 from pathlib import Path
 
 import lightgbm as lgb
 import numpy as np
 import pandas as pd
+
+import quality_rows
 
 # What decides the trees.
 TRAINING = (
@@ -72,13 +69,9 @@ def main():
         rows.append((system, f"validation rows, {trees} trees", "auc", value))
         print(f"{args.name} {system}: AUC {value:.5f} on {len(valid)} validation rows, {trees} trees", flush=True)
     rows.append(("shortlist - python lightgbm", "validation rows", "auc difference", rows[0][3] - rows[1][3]))
-    run = hashlib.sha256(text.encode()).hexdigest()[:8]
-    machine = f"{platform.machine()} x{os.cpu_count()}"
-    today = datetime.date.today().isoformat()
-    with args.record.open("a", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        for system, setting, metric, value in rows:
-            out.writerow([run, args.name, system, setting, metric, f"{value:.5f}", "share", today, machine])
+    written = [(system, setting, metric, f"{value:.5f}") for system, setting, metric, value in rows]
+    quality_rows.append(args.record, text, args.name, written)
+
 
 
 if __name__ == "__main__":

@@ -104,12 +104,16 @@ fn counts_shares_and_recencies_of_purchases() {
     assert_eq!((u["repeat_share"], u["avg_value"]), (1.0 / 3.0, 10.0 / 3.0));
     assert_eq!((u["top_category_share"], u["categories_all"]), (1.0, 1.0));
     assert!(u["top_brand_share"].is_nan(), "the catalogue has no brands");
-    let favourite = &rows(work.path(), "user_item", "user_id")["u"];
+    let favourites = rows(work.path(), "user_item", "user_id");
+    let favourite = &favourites["u"];
     assert_eq!(
         (favourite["count_all"], favourite["count_28d"], favourite["place"]),
         (2.0, 1.0, 1.0)
     );
     assert_eq!(favourite["share"], 2.0 / 3.0);
+    assert!((favourite["interval_days"] - 30.0).abs() < 1e-6, "bought 40 and 10 days ago");
+    assert!((favourite["due"] - 1.0 / 3.0).abs() < 1e-6);
+    assert!(favourites["v"]["interval_days"].is_nan(), "bought once");
     let region = rows(work.path(), "region_item", "item_id");
     assert_eq!((region["a"]["place"], region["b"]["count_28d"]), (1.0, 1.0));
 }

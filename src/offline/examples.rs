@@ -3,7 +3,7 @@
 //! Where impressions were logged they are the examples: what was shown, and whether it was a
 //! success. Where none exist, a moment at which a user succeeded (a basket) is a request, its
 //! candidates are what retrieval and the user's repeats would have brought then, and its labels are what
-//! the user took.
+//! the user took then, or within some days (`offline.signals.taken_within_days`).
 //! Point in time: the user's history ends strictly before the moment, and every statistic is of
 //! the last daily materialisation before it.
 
@@ -73,6 +73,8 @@ pub struct Source<'a> {
     pub features: &'a Path,
     /// The event that shows an item.
     pub impression: &'a str,
+    /// Where nothing was shown: what a user takes so many days after a moment is its success too.
+    pub taken_within_days: u32,
 }
 
 impl Source<'_> {
@@ -102,14 +104,17 @@ impl Kind {
     }
 }
 
-/// The groups of one day, by user and time; `as_of` is of that day's midnight.
+/// The groups of one day, by user and time; `as_of` is of that day's midnight. What was taken from
+/// `known_until_ms` on is not looked at.
 pub fn groups_of_day(
-    loaded: &Loaded,
+    source: &Source,
     models: &Models,
     as_of: &AsOf,
     kind: Kind,
-    impression: &str,
+    known_until_ms: i64,
 ) -> Result<Vec<Group>> {
+    let Source { loaded, impression, .. } = *source;
+    let within_ms = i64::from(source.taken_within_days) * DAY_MS;
     let day_ms = as_of.time_ms;
     ensure!(day_ms == day_start_ms(day_ms), "tables of a day are of its midnight");
     let window = day_ms..day_ms + DAY_MS;
@@ -132,8 +137,10 @@ pub fn groups_of_day(
                     let (candidates, labels, missed) = match kind {
                         Kind::Impressions => finder.shown(loaded, models, user, moment),
                         Kind::Retrieval => {
+                            let taken_until = (moment.time_ms + within_ms).min(known_until_ms);
+                            let taken = taken(loaded.data.user(user), moment.time_ms, taken_until);
                             let row = as_of.users.row(user);
-                            finder.found(loaded, models, (&repeats, row), &past, moment)
+                            finder.found(models, (&repeats, row), &past, &taken)
                         }
                     };
                     let context = context_of(loaded, &names, moment);
@@ -354,21 +361,26 @@ impl Finder {
     /// What a request of that moment would have found.
     fn found(
         &mut self,
-        loaded: &Loaded,
         models: &Models,
         (repeats, user): (&Repeats, UserRow),
         history: &[ItemIdx],
-        moment: &Moment,
+        taken: &HashSet<u32>,
     ) -> Judged {
         let sources = (models.index, repeats);
         let candidates = self.past.candidates(models.past, sources, &self.vector, user, history);
-        let events = &loaded.data.events[moment.events.clone()];
-        let taken: HashSet<u32> = events.iter().map(|e| e.item).collect();
         let label = |c: &Candidate| if taken.contains(&c.item.0) { 1.0 } else { 0.0 };
         let labels: Vec<f32> = candidates.iter().map(label).collect();
         let found = labels.iter().filter(|&&label| label == 1.0).count();
         (candidates, labels, (taken.len() - found) as u32)
     }
+}
+
+/// What a user with these events, in order of time, took at a moment, and after it until another.
+fn taken(events: &[Event], time_ms: i64, until_ms: i64) -> HashSet<u32> {
+    let from = events.partition_point(|e| e.time_ms < time_ms);
+    let soon = |e: &&Event| e.time_ms == time_ms || e.time_ms < until_ms;
+    let soon = events[from..].iter().take_while(soon);
+    soon.filter(|e| e.positive && e.timed).map(|e| e.item).collect()
 }
 
 /// Whether what was shown led to a success: the same request (or, without request ids, the same
@@ -404,6 +416,32 @@ mod tests {
             weights: vec![1.0; labels.len()],
             missed: 0,
         }
+    }
+
+    #[test]
+    fn a_success_is_taken_at_the_moment_or_soon_after_but_not_when_nothing_is_known() {
+        let event = |item: u32, time_ms: i64| Event {
+            user: 0,
+            item,
+            kind: 0,
+            time_ms,
+            timed: true,
+            positive: item != 9,
+            value: f32::NAN,
+            label: f32::NAN,
+            request: 0,
+        };
+        let events =
+            [event(1, 5), event(2, 10), event(3, 10), event(9, 11), event(4, 12), event(5, 20)];
+        let at_ten = |until_ms| {
+            let mut found: Vec<u32> = taken(&events, 10, until_ms).into_iter().collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(at_ten(10), [2, 3], "of the moment alone");
+        assert_eq!(at_ten(20), [2, 3, 4], "9 was not a success");
+        assert_eq!(at_ten(21), [2, 3, 4, 5]);
+        assert_eq!(at_ten(0), [2, 3], "the moment counts whatever is known of later");
     }
 
     #[test]

@@ -109,8 +109,11 @@ pub fn run(
     threads: usize,
     out: &Path,
 ) -> Result<Summary> {
-    let (mut train, missed) = rows(source, models, config, &split.ranker_ms, "ranker rows")?;
-    let (mut valid, _) = rows(source, models, config, &split.validation_ms, "validation rows")?;
+    // Whatever is known when the test begins may teach.
+    let known_until = split.test_ms.start;
+    let read = |window, title| rows(source, models, config, window, known_until, title);
+    let (mut train, missed) = read(&split.ranker_ms, "ranker rows")?;
+    let (mut valid, _) = read(&split.validation_ms, "validation rows")?;
     for (rows, window) in [(&train, &split.ranker_ms), (&valid, &split.validation_ms)] {
         ensure!(
             rows.labels.contains(&1.0) && rows.labels.contains(&0.0),
@@ -226,6 +229,7 @@ fn rows(
     models: &Models,
     config: &Config,
     window: &Range<i64>,
+    known_until_ms: i64,
     title: &'static str,
 ) -> Result<(Rows, u64)> {
     let Source { loaded, impression, .. } = *source;
@@ -235,7 +239,7 @@ fn rows(
     let (mut rows, mut missed) = (Rows::default(), 0);
     for day_ms in days {
         let as_of = source.day(day_ms)?;
-        let mut groups = examples::groups_of_day(loaded, models, &as_of, kind, impression)?;
+        let mut groups = examples::groups_of_day(source, models, &as_of, kind, known_until_ms)?;
         missed += groups.iter().map(|g| u64::from(g.missed)).sum::<u64>();
         if kind == Kind::Retrieval {
             let step = groups.len().div_ceil(config.requests_per_day_max.max(1)).max(1);

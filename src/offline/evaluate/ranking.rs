@@ -108,7 +108,7 @@ pub fn measure(
     let bar = progress::bar("test requests", days.len() as u64);
     for day_ms in days {
         let as_of = source.day(day_ms)?;
-        let groups = examples::groups_of_day(loaded, &subject.models, &as_of, kind, impression)?;
+        let groups = examples::groups_of_day(source, &subject.models, &as_of, kind, test.end)?;
         let groups = match kind {
             Kind::Impressions => groups,
             Kind::Retrieval => {
