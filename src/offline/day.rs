@@ -444,8 +444,7 @@ impl Run<'_> {
             "index" => format!("{:?}", shared.index),
             "ranker" => {
                 let PastConfig { candidates, sources } = shared.past();
-                let within = config.signals.taken_within_days;
-                format!("{:?}{candidates}{:?}{within}", config.ranker, sources.repeats)
+                format!("{:?}{candidates}{:?}", config.ranker, sources.repeats)
             }
             _ => String::new(),
         }
@@ -484,7 +483,6 @@ impl Run<'_> {
             layout: self.layout,
             features: &self.features,
             impression: &self.day.config.signals.impression_event,
-            taken_within_days: self.day.config.signals.taken_within_days,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Where impressions were logged they are the examples: what was shown, and whether it was a
 //! success. Where none exist, a moment at which a user succeeded (a basket) is a request, its
 //! candidates are what retrieval and the user's repeats would have brought then, and its labels are what
-//! the user took then, or within some days (`offline.signals.taken_within_days`).
+//! the user took then, or within a [`Horizon`].
 //! Point in time: the user's history ends strictly before the moment, and every statistic is of
 //! the last daily materialisation before it.
 
@@ -73,8 +73,6 @@ pub struct Source<'a> {
     pub features: &'a Path,
     /// The event that shows an item.
     pub impression: &'a str,
-    /// Where nothing was shown: what a user takes so many days after a moment is its success too.
-    pub taken_within_days: u32,
 }
 
 impl Source<'_> {
@@ -104,17 +102,32 @@ impl Kind {
     }
 }
 
-/// The groups of one day, by user and time; `as_of` is of that day's midnight. What was taken from
-/// `known_until_ms` on is not looked at.
+/// How long after a moment what a user takes is its success, where nothing was shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Horizon {
+    pub within_ms: i64,
+    /// From when on nothing is known.
+    pub until_ms: i64,
+}
+
+impl Horizon {
+    /// What is taken at the moment alone.
+    pub const MOMENT: Self = Self { within_ms: 0, until_ms: i64::MIN };
+
+    fn end_ms(self, time_ms: i64) -> i64 {
+        (time_ms + self.within_ms).min(self.until_ms)
+    }
+}
+
+/// The groups of one day, by user and time; `as_of` is of that day's midnight.
 pub fn groups_of_day(
     source: &Source,
     models: &Models,
     as_of: &AsOf,
     kind: Kind,
-    known_until_ms: i64,
+    horizon: Horizon,
 ) -> Result<Vec<Group>> {
     let Source { loaded, impression, .. } = *source;
-    let within_ms = i64::from(source.taken_within_days) * DAY_MS;
     let day_ms = as_of.time_ms;
     ensure!(day_ms == day_start_ms(day_ms), "tables of a day are of its midnight");
     let window = day_ms..day_ms + DAY_MS;
@@ -137,8 +150,8 @@ pub fn groups_of_day(
                     let (candidates, labels, missed) = match kind {
                         Kind::Impressions => finder.shown(loaded, models, user, moment),
                         Kind::Retrieval => {
-                            let taken_until = (moment.time_ms + within_ms).min(known_until_ms);
-                            let taken = taken(loaded.data.user(user), moment.time_ms, taken_until);
+                            let end_ms = horizon.end_ms(moment.time_ms);
+                            let taken = taken(loaded.data.user(user), moment.time_ms, end_ms);
                             let row = as_of.users.row(user);
                             finder.found(models, (&repeats, row), &past, &taken)
                         }
@@ -441,7 +454,9 @@ mod tests {
         assert_eq!(at_ten(10), [2, 3], "of the moment alone");
         assert_eq!(at_ten(20), [2, 3, 4], "9 was not a success");
         assert_eq!(at_ten(21), [2, 3, 4, 5]);
-        assert_eq!(at_ten(0), [2, 3], "the moment counts whatever is known of later");
+        let within = Horizon { within_ms: 10, until_ms: 15 };
+        assert_eq!(at_ten(within.end_ms(10)), [2, 3, 4], "nothing is known from 15 on");
+        assert_eq!(at_ten(Horizon::MOMENT.end_ms(10)), [2, 3]);
     }
 
     #[test]

@@ -18,8 +18,6 @@ pub struct Config {
     pub positive_events: Vec<String>,
     /// The event that shows an item; rows of the ranker are made from these where they exist.
     pub impression_event: String,
-    /// Where none exist: days from a request within which what the user takes is its success.
-    pub taken_within_days: u32,
 }
 
 /// Everything a run knows, in memory.

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use rayon::prelude::*;
 
-use super::examples::{self, Group, Kind, Models, Source};
+use super::examples::{self, Group, Horizon, Kind, Models, Source};
 use super::workspace::write_atomically;
 use crate::bundle::files;
 use crate::drift::{Population, ROWS_PER_REQUEST, Reference, ReferenceBuilder, spread};
@@ -55,7 +55,7 @@ fn reference(
     let per_day = (REQUESTS_MAX / days.len().max(1)).max(1);
     for day_ms in days {
         let as_of = source.day(day_ms)?;
-        let groups = examples::groups_of_day(source, models, &as_of, kind, days_ms.end)?;
+        let groups = examples::groups_of_day(source, models, &as_of, kind, Horizon::MOMENT)?;
         let step = groups.len().div_ceil(per_day).max(1);
         let groups: Vec<Group> = groups.into_iter().step_by(step).collect();
         let plan = Plan::new(models.schema, &as_of.users, &as_of.items)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::examples::{self, Kind, Models, Rows, Source};
+use super::examples::{self, Horizon, Kind, Models, Rows, Source};
 use super::progress;
 use super::ranker_rows;
 use super::reference;
@@ -35,6 +35,8 @@ pub struct Config {
     pub negatives_per_request: usize,
     /// At most so many requests a day, evenly spread.
     pub requests_per_day_max: usize,
+    /// Days after such a request within which what the user takes is its success.
+    pub taken_within_days: u32,
     /// Whether the rows stay beside the model, as `training.parquet` and `validation.parquet`.
     pub keep_rows: bool,
     pub seed: u32,
@@ -109,11 +111,15 @@ pub fn run(
     threads: usize,
     out: &Path,
 ) -> Result<Summary> {
-    // Whatever is known when the test begins may teach.
-    let known_until = split.test_ms.start;
-    let read = |window, title| rows(source, models, config, window, known_until, title);
-    let (mut train, missed) = read(&split.ranker_ms, "ranker rows")?;
-    let (mut valid, _) = read(&split.validation_ms, "validation rows")?;
+    // The validation days stop training and make probabilities: nothing of them teaches, and they ask
+    // what the evaluation asks.
+    let horizon = Horizon {
+        within_ms: i64::from(config.taken_within_days) * DAY_MS,
+        until_ms: split.validation_ms.start,
+    };
+    let read = |window, horizon, title| rows(source, models, config, (window, horizon), title);
+    let (mut train, missed) = read(&split.ranker_ms, horizon, "ranker rows")?;
+    let (mut valid, _) = read(&split.validation_ms, Horizon::MOMENT, "validation rows")?;
     for (rows, window) in [(&train, &split.ranker_ms), (&valid, &split.validation_ms)] {
         ensure!(
             rows.labels.contains(&1.0) && rows.labels.contains(&0.0),
@@ -228,8 +234,7 @@ fn rows(
     source: &Source,
     models: &Models,
     config: &Config,
-    window: &Range<i64>,
-    known_until_ms: i64,
+    (window, horizon): (&Range<i64>, Horizon),
     title: &'static str,
 ) -> Result<(Rows, u64)> {
     let Source { loaded, impression, .. } = *source;
@@ -239,7 +244,7 @@ fn rows(
     let (mut rows, mut missed) = (Rows::default(), 0);
     for day_ms in days {
         let as_of = source.day(day_ms)?;
-        let mut groups = examples::groups_of_day(source, models, &as_of, kind, known_until_ms)?;
+        let mut groups = examples::groups_of_day(source, models, &as_of, kind, horizon)?;
         missed += groups.iter().map(|g| u64::from(g.missed)).sum::<u64>();
         if kind == Kind::Retrieval {
             let step = groups.len().div_ceil(config.requests_per_day_max.max(1)).max(1);

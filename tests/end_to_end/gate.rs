@@ -140,14 +140,14 @@ fn training_rows(world: &World) -> (Rows, Vec<String>) {
         layout: &layout,
         features: &features,
         impression: &signals.impression_event,
-        taken_within_days: signals.taken_within_days,
     };
     let mut rows = Rows::default();
     for day_ms in split.ranker_ms.step_by(DAY_MS as usize) {
         let as_of = source.day(day_ms).unwrap();
         let kind = Kind::Impressions;
-        let until = split.test_ms.start;
-        let groups = examples::groups_of_day(&source, &models, &as_of, kind, until).unwrap();
+        let groups =
+            examples::groups_of_day(&source, &models, &as_of, kind, examples::Horizon::MOMENT)
+                .unwrap();
         rows.append(examples::rows_of_day(&loaded, &bundle.schema, &as_of, &groups).unwrap());
     }
     (rows, bundle.schema.features().iter().map(|f| f.name.clone()).collect())

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::aggregates;
 use super::super::as_of::AsOf;
-use super::super::examples::{self, Group, Kind, Source};
+use super::super::examples::{self, Group, Horizon, Kind, Source};
 use super::super::metrics::{self, Estimate};
 use super::super::{progress, recall};
 use super::reliability;
@@ -108,7 +108,8 @@ pub fn measure(
     let bar = progress::bar("test requests", days.len() as u64);
     for day_ms in days {
         let as_of = source.day(day_ms)?;
-        let groups = examples::groups_of_day(source, &subject.models, &as_of, kind, test.end)?;
+        let groups =
+            examples::groups_of_day(source, &subject.models, &as_of, kind, Horizon::MOMENT)?;
         let groups = match kind {
             Kind::Impressions => groups,
             Kind::Retrieval => {
