@@ -52,6 +52,10 @@ configure() {
 	patience_rounds = 300
 	requests_per_day_max = 1000
 
+	# The ids of all items, hashed twice, are more than the usual 4 GB.
+	[offline.sql]
+	memory_max_bytes = 12000000000
+
 	[towers]
 	epochs_max = 1
 

@@ -39,11 +39,16 @@ def main():
             setting = " ".join(part for part in (scope, args.setting) if part)
             value = f"{estimate['mean']:.4f}"
             rows.append((f"shortlist {system}", setting, figure, value))
-            if system in ("towers", "ranker", "served", "unlimited"):
+            if system in ("towers", "ranker", "served", "ranked"):
                 interval = f"[{estimate['lo']:.4f}, {estimate['hi']:.4f}]"
                 print(f"{args.name} {system} {setting} {figure} {value} {interval}", flush=True)
+    for name, gain in report["differences"].items():
+        system, _, figure = name.rpartition("/")
+        if system in ("served - repeats", "ranked - repeats"):
+            print(f"{args.name} {system} {args.setting} {figure} {gain['mean']:.4f} [{gain['lo']:.4f}, {gain['hi']:.4f}]", flush=True)
+            rows += [(f"shortlist {system}", f"{args.setting} {end}".rstrip(), figure, f"{gain[key]:.4f}")
+                     for key, end in (("mean", ""), ("lo", "low end"), ("hi", "high end"))]
     quality_rows.append(args.record, text, args.name, rows)
-
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ impl Run<'_> {
         let ours = open(&dir)?;
         let mut systems = vec![
             ("served", question.ask(&ours)),
-            ("unlimited", question.ask(&served::unlimited(&ours))),
+            ("ranked", question.ask(&served::ranked(&ours))),
             ("popularity", question.popular()),
             ("repeats", question.repeats()),
         ];
@@ -134,7 +134,7 @@ impl Run<'_> {
         {
             systems.push(("previous", question.ask(&open(&registry.bundle_dir(version)?)?)));
         }
-        let found = question.judge(&systems);
+        let found = question.judge(&systems, 2);
         report.served = found.figures;
         report.differences.extend(found.differences);
         Ok(())

@@ -50,7 +50,7 @@ pub struct Question<'a> {
 /// What a system showed each user, by row of the item table.
 pub struct Shown(Vec<Vec<u32>>);
 
-/// Figures of some systems, and what the first has over the others.
+/// Figures of some systems, and what ours have over the others.
 #[derive(Default)]
 pub struct Figures {
     pub figures: BTreeMap<String, Estimate>,
@@ -134,8 +134,8 @@ impl Question<'_> {
         Shown(self.users.iter().zip(&popular.0).map(of).collect())
     }
 
-    /// The figures of all systems; the first is compared with the others.
-    pub fn judge(&self, systems: &[(&str, Shown)]) -> Figures {
+    /// The figures of all systems; each of the first `ours` is compared with those after it.
+    pub fn judge(&self, systems: &[(&str, Shown)], ours: usize) -> Figures {
         let mut found = Figures::default();
         let taken: Vec<HashSet<u32>> = self.users.iter().map(|&user| self.taken(user)).collect();
         let new: Vec<bool> = self
@@ -153,11 +153,10 @@ impl Question<'_> {
         };
         let everybody = |_: usize| true;
         let newcomers = |at: usize| new[at];
-        let first = systems.first().map(|(_, shown)| recall(shown, &everybody));
+        let recalls: Vec<_> = systems.iter().map(|(_, shown)| recall(shown, &everybody)).collect();
         for (at, (name, shown)) in systems.iter().enumerate() {
-            let ours = recall(shown, &everybody);
             let figures = [
-                ("recall@20", metrics::estimate(&ours, self.bootstrap)),
+                ("recall@20", metrics::estimate(&recalls[at], self.bootstrap)),
                 (
                     "recall@20 of new users",
                     metrics::estimate(&recall(shown, &newcomers), self.bootstrap),
@@ -172,11 +171,11 @@ impl Question<'_> {
                     found.figures.insert(format!("{name}/{figure}"), value);
                 }
             }
-            if let (1.., Some(first)) = (at, &first)
-                && let Some(gain) = metrics::paired_difference(first, &ours, self.bootstrap)
-            {
-                let key = format!("{} - {name}/recall@20", systems[0].0);
-                found.differences.insert(key, gain);
+            for (ours, (better, _)) in systems[..at.min(ours)].iter().enumerate() {
+                let pair = (&recalls[ours], &recalls[at]);
+                if let Some(gain) = metrics::paired_difference(pair.0, pair.1, self.bootstrap) {
+                    found.differences.insert(format!("{better} - {name}/recall@20"), gain);
+                }
             }
         }
         found
@@ -257,9 +256,11 @@ pub fn serving(bundle: crate::bundle::Bundle, settings: &Settings) -> Result<Arc
     Ok(Arc::new(Serving::new(1, bundle, Arc::new(settings))?))
 }
 
-/// The same bundle without the limit of items of one category: what that rule costs.
-pub fn unlimited(serving: &Serving) -> Arc<Serving> {
+/// The same bundle without business rules: what sources and ranking alone would show.
+pub fn ranked(serving: &Serving) -> Arc<Serving> {
     let mut settings = Settings::clone(&serving.settings);
     settings.rules.max_per_category = SHOWN;
+    settings.rules.blocked_labels.clear();
+    settings.rules.freshness_boost = 0.0;
     Arc::new(serving.under(Arc::new(settings)))
 }

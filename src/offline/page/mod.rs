@@ -79,7 +79,12 @@ fn differences(report: &Report) -> String {
             format!("<i>previous</i> is {}, which serves.", escape(&baseline.version))
         }
     };
-    let kinds = [("ranker - ", "ranker"), ("served - ", "whole path"), ("towers - ", "towers")];
+    let kinds = [
+        ("ranker - ", "ranker"),
+        ("served - ", "whole path"),
+        ("ranked - ", "whole path without the rules"),
+        ("towers - ", "towers"),
+    ];
     let mut out = format!(
         "<h2>New against old</h2><p>Right of the line the new models are better; a bar that crosses \
          it may be chance. {baseline}</p>"
