@@ -105,14 +105,17 @@ stop() { kill "$server" 2>/dev/null && wait "$server" || true; }
 
 mkdir -p bench/record
 csv=$root/bench/record/e2e.csv
-rm -f "$csv"
+# The record keeps other machines' rows and the peers'.
+machine=$(python3 bench/peers/machine.py)
+run=$(date +%s | sha256sum | head -c 8)
+[[ ! -e $csv ]] || sed -i "/,shortlist,.*,$machine\$/d" "$csv"
 # One user in a hundred is not in Redis.
-common=(--load "$load" --users "$((users * 100 / 99))" --csv "$csv" --run-id "$(date +%s | sha256sum | head -c 8)"
+common=(--load "$load" --users "$((users * 100 / 99))" --csv "$csv" --run-id "$run"
     --url "http://127.0.0.1:$port/v1/recommendations")
 say "Saturation, and half of it"
 serve 1.0
 python3 -u bench/peers/e2e.py "${common[@]}" --work "$name" --pid "$server" --plot "${csv%.csv}.svg"
-peak=$(awk -F, '$5 == "rps_per_core" { print $6 }' "$csv")
+peak=$(awk -F, -v run="$run" '$1 == run && $5 == "rps_per_core" { print $6 }' "$csv")
 
 for scenario in "${scenarios[@]}"; do
     say "$scenario"

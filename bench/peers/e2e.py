@@ -13,11 +13,12 @@ import json
 import math
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import urllib.request
 import uuid
+
+from machine import machine
 
 TICKS_S = os.sysconf("SC_CLK_TCK")
 # A rate is sustained if this share is answered in time and p99 stays below --p99-ms.
@@ -99,11 +100,10 @@ class Record:
 
     def add(self, setting, figures, unit):
         args = self.args
-        machine = f"{platform.machine()} x{os.cpu_count()}"
         for metric, value in figures.items():
             print(f"{args.work} {setting}: {metric} {value:.5g} {unit}", flush=True)
             self.rows.append([args.run_id, args.work, args.system, setting, metric, f"{value:.5g}", unit,
-                              datetime.date.today().isoformat(), machine])
+                              datetime.date.today().isoformat(), machine()])
 
     def write(self):
         path = pathlib.Path(self.args.csv)

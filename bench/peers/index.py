@@ -17,7 +17,6 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import time
 import uuid
@@ -26,6 +25,8 @@ import faiss
 import numpy as np
 from numpy.lib.format import open_memmap
 import pyarrow.parquet as pq
+
+from machine import machine
 
 K = 500
 BLOCK = 50
@@ -384,14 +385,13 @@ def run(args, work, rows, save):
     note(name, n, "x", dim, "exact search")
     truth = exact(home, worker, "all", len(queries))
     run_id = uuid.uuid4().hex[:8]
-    machine = f"{platform.machine()} {cpu()} x{os.cpu_count()}"
 
     def write(system, setting, figures):
         for metric, value in figures.items():
             unit = metric.rsplit("_", 1)[-1] if metric != "bytes_per_vector" else "bytes"
             unit = "share" if metric == "recall" else unit
             date = datetime.date.today().isoformat()
-            rows.append([run_id, name, system, setting, metric, f"{value:.5g}", unit, date, machine])
+            rows.append([run_id, name, system, setting, metric, f"{value:.5g}", unit, date, machine()])
 
     refine = "PQ64x4fsr,RSQ8" if graph else "PQ64x4fsr,RFlat"
     for target in args.targets:
@@ -477,13 +477,6 @@ def take_turns(args, systems, truth, filter="all"):
 
 def show(figures):
     return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-
-
-def cpu():
-    for line in open("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return "unknown"
 
 
 def main():

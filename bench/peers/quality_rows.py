@@ -3,18 +3,17 @@
 import csv
 import datetime
 import hashlib
-import os
-import platform
 from pathlib import Path
+
+from machine import machine
 
 
 def append(record: Path, run: str, work: str, rows: list[tuple[str, str, str, str]]) -> None:
     """Appends rows (system, setting, metric, value) of one run, which is named after the text `run`."""
     run = hashlib.sha256(run.encode()).hexdigest()[:8]
-    machine = f"{platform.machine()} x{os.cpu_count()}"
     today = datetime.date.today().isoformat()
     with record.open("a", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         for system, setting, metric, value in rows:
             unit = "nats" if metric == "logloss" else "share"
-            out.writerow([run, work, system, setting, metric, value, unit, today, machine])
+            out.writerow([run, work, system, setting, metric, value, unit, today, machine()])

@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import time
 
+from machine import machine
+
 CONFIG = """
 [offline]
 data_dir = "{data}"
@@ -90,7 +92,6 @@ def main():
     args = parser.parse_args()
     today = datetime.date.today().isoformat()
     run_id = hashlib.blake2b(str(time.time()).encode(), digest_size=4).hexdigest()
-    machine = f"{os.uname().machine} x{os.cpu_count()}"
     rows = []
     for millions in map(int, args.millions.split()):
         data = world(args.binary, args.work, millions)
@@ -114,7 +115,7 @@ def main():
                 ("peak_gib", max(collect_gib, features_gib), "GiB"),
             ]
             for metric, value, unit in found:
-                row = [run_id, f"events-{millions}m", engine, setting, metric, f"{value:.4g}", unit, today, machine]
+                row = [run_id, f"events-{millions}m", engine, setting, metric, f"{value:.4g}", unit, today, machine()]
                 print(*row, flush=True)
                 rows.append(row)
             shutil.rmtree(work)
