@@ -7,10 +7,13 @@
 //! `p.rows` (u32, the row of each hash).
 
 use crate::ffi::large::Large;
+use crate::kernels::{prefetch, prefetch_at};
 use crate::sections::{self, Column, Sections, SectionsWriter};
 
 /// Ids that share a prefix of the hash, on average: one or two cache lines.
 const IDS_A_PREFIX: usize = 8;
+/// Ids that [`IdTable::find_each`] looks up side by side.
+const TOGETHER: usize = 32;
 
 /// Strings by row: a heap of bytes and the end of each.
 #[derive(Clone, Debug)]
@@ -32,9 +35,26 @@ impl Strings {
 
     /// The string of a row; empty when the file's bytes are not UTF-8 there.
     pub fn get(&self, row: usize) -> &str {
+        std::str::from_utf8(self.bytes_of(row)).unwrap_or_default()
+    }
+
+    #[inline]
+    fn bytes_of(&self, row: usize) -> &[u8] {
         let start = if row == 0 { 0 } else { self.ends[row - 1] as usize };
-        let bytes = self.bytes.get(start..self.ends[row] as usize).unwrap_or_default();
-        std::str::from_utf8(bytes).unwrap_or_default()
+        self.bytes.get(start..self.ends[row] as usize).unwrap_or_default()
+    }
+
+    /// Asks for where a row's string lies; then [`Strings::prefetch`] asks for the string.
+    #[inline]
+    pub fn prefetch_place(&self, row: usize) {
+        prefetch_at(&self.ends, row.saturating_sub(1));
+        prefetch_at(&self.ends, row);
+    }
+
+    /// Asks for a row's string.
+    #[inline]
+    pub fn prefetch(&self, row: usize) {
+        prefetch(self.bytes_of(row));
     }
 
     /// Number of rows.
@@ -107,11 +127,67 @@ impl IdTable {
     /// The row of an id.
     pub fn find(&self, id: &str) -> Option<u32> {
         let wanted = hash(id);
-        let prefix = (wanted >> self.shift) as usize;
-        let range = self.starts[prefix] as usize..self.starts[prefix + 1] as usize;
+        self.rows_of(wanted, self.range(wanted)).find(|&row| self.is_of(row, id))
+    }
+
+    /// What [`IdTable::find`] says of each id, in their order. The reads for one id follow from one another
+    /// and each waits for memory, so the ids go through the table side by side: each step asks for what the next one
+    /// reads.
+    pub fn find_each<'a, T>(
+        &self,
+        ids: impl IntoIterator<Item = (&'a str, T)>,
+        mut found: impl FnMut(&'a str, T, Option<u32>),
+    ) {
+        let mut ids = ids.into_iter();
+        let mut together = Vec::with_capacity(TOGETHER);
+        loop {
+            together.extend(ids.by_ref().take(TOGETHER).map(|(id, with)| (id, with, hash(id))));
+            if together.is_empty() {
+                return;
+            }
+            for &(_, _, hash) in &together {
+                prefetch_at(&self.starts, (hash >> self.shift) as usize);
+            }
+            for &(_, _, hash) in &together {
+                let range = self.range(hash);
+                prefetch(&self.hashes[range.clone()]);
+                prefetch(&self.rows[range]);
+            }
+            for prefetch in [Strings::prefetch_place, Strings::prefetch] {
+                for &(_, _, hash) in &together {
+                    let rows = self.rows_of(hash, self.range(hash));
+                    rows.for_each(|row| prefetch(&self.ids, row as usize));
+                }
+            }
+            for (id, with, hash) in together.drain(..) {
+                let row = self.rows_of(hash, self.range(hash)).find(|&row| self.is_of(row, id));
+                found(id, with, row);
+            }
+        }
+    }
+
+    /// Where hashes of the prefix of this one are.
+    #[inline]
+    fn range(&self, hash: u64) -> std::ops::Range<usize> {
+        let prefix = (hash >> self.shift) as usize;
+        self.starts[prefix] as usize..self.starts[prefix + 1] as usize
+    }
+
+    /// The rows whose id has this hash, of those in a range: one, nearly always.
+    #[inline]
+    fn rows_of(&self, wanted: u64, range: std::ops::Range<usize>) -> impl Iterator<Item = u32> {
         let equal = self.hashes[range.clone()].iter().zip(&self.rows[range]);
-        let mut rows = equal.filter(|&(&hash, _)| hash == wanted).map(|(_, &row)| row);
-        rows.find(|&row| self.id(row) == id)
+        equal.filter(move |&(&hash, _)| hash == wanted).map(|(_, &row)| row)
+    }
+
+    #[inline]
+    fn is_of(&self, row: u32, id: &str) -> bool {
+        self.ids.bytes_of(row as usize) == id.as_bytes()
+    }
+
+    /// The strings by row.
+    pub fn strings(&self) -> &Strings {
+        &self.ids
     }
 
     /// The id of a row.
@@ -178,6 +254,13 @@ mod tests {
         }
         assert_eq!(table.find("item-1"), None);
         assert_eq!(table.find(""), None);
+        // More than one round of them, known and unknown.
+        let asked: Vec<String> = (0..3000).rev().step_by(5).map(|i| format!("item-{i}")).collect();
+        let mut rows = Vec::new();
+        let ids = asked.iter().map(|id| (id.as_str(), id));
+        table.find_each(ids, |id, with, row| rows.push((id == with, row)));
+        let one_by_one: Vec<_> = asked.iter().map(|id| (true, table.find(id))).collect();
+        assert_eq!(rows, one_by_one);
     }
 
     #[test]
@@ -193,6 +276,9 @@ mod tests {
             let table = IdTable::over(ids, hashes.into(), rows.into());
             assert_eq!(table.find("b"), Some(1));
             assert_eq!(table.find("a"), None, "its hash is not there");
+            let mut found = Vec::new();
+            table.find_each([("b", 1), ("a", 2)], |id, with, row| found.push((id, with, row)));
+            assert_eq!(found, [("b", 1, Some(1)), ("a", 2, None)]);
         }
     }
 

@@ -2,8 +2,12 @@
 //! that came or changed since, laid over them.
 
 use crate::ffi::large::Large;
+use crate::kernels::prefetch;
 use crate::sections::{self, Column, Sections, SectionsWriter};
 use crate::types::ItemIdx;
+
+/// Rows ahead that are asked for while a row is read.
+const AHEAD: usize = 16;
 
 /// Named columns over all items, each of `rows` values; NaN is missing, categories are codes.
 #[derive(Clone, Debug, Default)]
@@ -192,7 +196,11 @@ impl<'a> ItemRows<'a> {
         out.clear();
         out.resize(columns.len() * rows, f32::NAN);
         if let Some(block) = self.block.filter(|block| block.columns == columns) {
+            let mut later = items.clone().skip(AHEAD);
             for (row, item) in items.enumerate() {
+                if let Some(later) = later.next() {
+                    prefetch(block.row(later));
+                }
                 for (at, &value) in block.row(item).iter().enumerate() {
                     out[at * rows + row] = value;
                 }

@@ -4,8 +4,8 @@
 //! plane       512 bytes, one a row: a column of ranks or codes, or the leaf numbers of a subtree
 //! operation   target[row] = if test(column[row]) { left[row] } else { right[row] }
 //! ```
-//! A tree is a list of operations from its leaves to its root; no row branches. [`run`] is AVX2
-//! with a scalar twin: 32 rows are one load, one comparison and one blend. The leaf values are then
+//! A tree is a list of operations from its leaves to its root; no row branches. [`run`] is AVX-512 or AVX2
+//! with a scalar twin: 64 or 32 rows are one load, one comparison and one blend. The leaf values are then
 //! looked up and added in tree order by [`add_leaves`], so a score has the bits that a walk down the
 //! trees gives.
 //!
@@ -15,16 +15,20 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod places;
 mod scalar;
 #[cfg(test)]
 mod tests;
 
-use super::{Level, level};
+#[cfg(target_arch = "x86_64")]
+use super::avx512_bytes;
+use super::{Level, level, prefetch};
 
 /// Rows of a plane.
 pub const ROWS: usize = 512;
-/// Rows of one register; [`run`] writes whole registers.
-const LANES: usize = 32;
 /// The byte of a missing value: right of every bound, and in no set of codes.
 pub const MISSING: u8 = 255;
 /// Largest leaf number: three bytes.
@@ -155,6 +159,9 @@ pub fn run(ops: &[Op], sets: &[Set], planes: &mut [Plane], rows: usize, byte: u3
     assert!(rows <= ROWS, "{rows} rows do not fit into a plane of {ROWS}");
     match level() {
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: `avx512_bytes` has seen the instructions on this processor.
+        Level::Avx2Fma if avx512_bytes() => unsafe { avx512::run(ops, sets, planes, rows, byte) },
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: `level` has seen AVX2 on this processor.
         Level::Avx2Fma => unsafe { avx2::run(ops, sets, planes, rows, byte) },
         _ => scalar::run(ops, sets, planes, rows, byte),
@@ -201,28 +208,11 @@ pub fn gather(table: &[u8], width: usize, picks: &[u32], planes: &mut [Plane]) {
     const AHEAD: usize = 16;
     for (row, &pick) in picks.iter().enumerate() {
         if let Some(&later) = picks.get(row + AHEAD) {
-            prefetch(table, later as usize * width, width);
+            prefetch(table.get(later as usize * width..).unwrap_or_default().get(..width).unwrap_or_default());
         }
         let bytes = &table[pick as usize * width..][..width];
         for (&byte, plane) in bytes.iter().zip(planes.iter_mut()) {
             plane.0[row] = byte;
         }
     }
-}
-
-/// Asks for memory that will be read soon; a hint, so a place outside the slice is no error.
-#[inline]
-fn prefetch(table: &[u8], start: usize, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for at in (start..start + len + 63).step_by(64) {
-        if at < table.len() {
-            // SAFETY: `at` is inside the slice, and a prefetch reads nothing.
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(table.as_ptr().add(at).cast());
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (table, start, len);
 }

@@ -14,7 +14,6 @@ pub const ROW_BYTES: usize = 32;
 /// Longest row: the largest inner product of two such rows, 127 * 127 * 65,536, fits an `i32`.
 const ROW_BYTES_MAX: usize = 1 << 16;
 /// Bytes that [`prefetch`] asks for: what is read before the processor sees the pattern itself.
-#[cfg(target_arch = "x86_64")]
 const PREFETCH_BYTES: usize = 2048;
 /// Rows ahead whose bytes are asked for while a scattered row is read.
 const AHEAD: usize = 12;
@@ -87,10 +86,7 @@ pub fn dots_at(query: &[i8], rows: &[i8], at: &[u32], out: &mut [i32]) {
 /// Asks for the first bytes of `rows`, which are read soon.
 #[inline]
 pub fn prefetch<T>(rows: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    x86::prefetch(rows.as_ptr().cast(), size_of_val(rows).min(PREFETCH_BYTES));
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = rows;
+    super::prefetch(&rows[..rows.len().min(PREFETCH_BYTES / size_of::<T>())]);
 }
 
 fn check(query: &[i8], rows: &[i8]) {

@@ -17,9 +17,12 @@ pub mod int8;
 #[cfg(feature = "etl")]
 pub mod matmul;
 pub mod pq;
+mod prefetch;
 mod scalar;
 
 use std::sync::LazyLock;
+
+pub use prefetch::{prefetch, prefetch_at};
 
 /// The instruction set in use: decided once, on the first call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +58,16 @@ pub fn vnni() -> bool {
         false
     });
     *VNNI
+}
+
+/// Whether the operations on 64 bytes of AVX-512 are there, on a processor that runs them at full speed: one
+/// that has VNNI too. Decided once.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub fn avx512_bytes() -> bool {
+    static BYTES: LazyLock<bool> =
+        LazyLock::new(|| vnni() && std::is_x86_feature_detected!("avx512bw"));
+    *BYTES
 }
 
 /// Inner product of two vectors of the same length.

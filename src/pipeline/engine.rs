@@ -187,7 +187,8 @@ impl Engine {
         let state = self.users.read(&serving.fit, user, base, request.time_ms).await;
         let quality = self.stages.quality();
         let candidates = (self.settings.pipeline.candidates as f32 * quality).ceil() as usize;
-        let (mut inputs, region_fallback) = gather::inputs(&serving, &state, &request, candidates);
+        let (mut inputs, region_fallback) =
+            gather::inputs(&serving, base.row(), &state, &request, candidates);
         if record::is_drawn(&request.request_id, self.settings.pipeline.log_full_share) {
             inputs.asked = Some(Box::new(Asked { context: request.context.clone(), quality }));
         }
@@ -469,7 +470,7 @@ impl Engine {
         let base = serving.bundle.users.find(&request.user_id.0);
         let state = self.users.read(&serving.fit, &request.user_id, base, request.time_ms).await;
         let candidates = self.settings.pipeline.candidates;
-        let (inputs, _) = gather::inputs(&serving, &state, &request, candidates);
+        let (inputs, _) = gather::inputs(&serving, base.row(), &state, &request, candidates);
         self.explainer.run(serving, inputs, item).await
     }
 

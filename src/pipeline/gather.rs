@@ -9,20 +9,22 @@ use crate::store::{Embedding, UserState};
 use crate::types::{ItemId, ItemIdx};
 
 /// The inputs of a request on this version; true when its region is unknown and another stands in.
-/// `candidates` is how many retrieval shall give.
+/// `user` is the user's row, `candidates` how many retrieval shall give.
 pub fn inputs(
     serving: &Serving,
+    user: Option<u32>,
     state: &UserState,
     request: &Request,
     candidates: usize,
 ) -> (Inputs, bool) {
     let bundle = &serving.bundle;
-    let user = bundle.users.row_of(&request.user_id.0);
     let (history, history_times_ms) = match &request.history {
         None => history(bundle, state.history(), user),
         Some(inline) => inline_history(serving, inline),
     };
-    let shown = state.shown(request.time_ms);
+    let mut shown = Vec::new();
+    let of_shown = state.shown(request.time_ms).map(|id| (id, ()));
+    bundle.items.find_each(of_shown, |(), item| shown.extend(item));
     let mut inputs = Inputs {
         request_id: request.request_id.clone(),
         num_items: request.num_items,
@@ -33,7 +35,7 @@ pub fn inputs(
         context: Vec::new(),
         history,
         history_times_ms,
-        shown: shown.filter_map(|id| bundle.items.find(id)).collect(),
+        shown,
         candidates: candidates.max(request.num_items),
         repeats: None,
         asked: None,
@@ -60,11 +62,9 @@ pub fn history<'a>(
 ) -> (Vec<ItemIdx>, Vec<i64>) {
     let (items, times_ms) = bundle.users.user(user).history();
     let since_ms = if items.is_empty() { i64::MIN } else { bundle.manifest.as_of_ms };
-    let row_of = |id: &str| bundle.items.find(id);
-    let mut events: Vec<_> = stored
-        .filter(|&(_, time_ms)| time_ms >= since_ms)
-        .filter_map(|(id, time_ms)| Some((time_ms, row_of(id)?)))
-        .collect();
+    let mut events = Vec::new();
+    let since = stored.filter(|&(_, time_ms)| time_ms >= since_ms);
+    bundle.items.find_each(since, |time_ms, item| events.extend(item.map(|item| (time_ms, item))));
     // The store says in no order, and some twice, what every replica must read alike.
     events.sort_unstable();
     events.dedup();
@@ -81,7 +81,9 @@ pub fn sequence(request: &Request, inputs: &Inputs) -> Option<u64> {
 }
 
 fn inline_history(serving: &Serving, history: &[ItemId]) -> (Vec<ItemIdx>, Vec<i64>) {
-    let items: Vec<_> = history.iter().filter_map(|id| serving.bundle.items.find(&id.0)).collect();
+    let mut items = Vec::new();
+    let ids = history.iter().map(|id| (id.0.as_str(), ()));
+    serving.bundle.items.find_each(ids, |(), item| items.extend(item));
     let times = vec![i64::MIN; items.len()];
     (items, times)
 }

@@ -7,6 +7,7 @@ use super::answer::{Answer, AnswerItem, Timings};
 pub fn run(cx: &mut Context) -> Answer {
     let bundle = &cx.serving.bundle;
     let items = cx.items();
+    items.prefetch_display(cx.scratch.ranked.iter().map(|r| r.item));
     let item = |r: &super::context::Ranked| AnswerItem {
         item_id: items.id(r.item).to_owned(),
         title: items.title(r.item).map(str::to_owned),

@@ -64,7 +64,8 @@ pub fn ask(
 ) -> (Answer, Box<Scratch>) {
     let candidates = serving.settings.pipeline.candidates;
     let state = users.peek(&serving.fit, &request.user_id);
-    let (inputs, _) = gather::inputs(serving, &state, request, candidates);
+    let user = serving.bundle.users.row_of(&request.user_id.0);
+    let (inputs, _) = gather::inputs(serving, user, &state, request, candidates);
     let call = Call {
         serving: serving.clone(),
         inputs: Arc::new(inputs),

@@ -19,6 +19,7 @@ use crate::features::{ItemColumns, LateRows};
 use crate::ffi::large::Large;
 use crate::ids::{IdTable, Strings};
 use crate::index::Bitmap;
+use crate::kernels::prefetch_at;
 use crate::sections::{self, Column, Sections, SectionsWriter};
 use crate::types::ItemIdx;
 
@@ -181,6 +182,18 @@ impl Items {
         self.ids.find(id).map(ItemIdx).or_else(|| self.late.load().find(id))
     }
 
+    /// What [`Items::find`] says of each id, in their order, in a fraction of the time.
+    pub fn find_each<'a, T>(
+        &self,
+        ids: impl IntoIterator<Item = (&'a str, T)>,
+        mut found: impl FnMut(T, Option<ItemIdx>),
+    ) {
+        let late = self.late.load();
+        self.ids.find_each(ids, |id, with, row| {
+            found(with, row.map(ItemIdx).or_else(|| late.find(id)));
+        });
+    }
+
     /// The feature columns of the build.
     pub fn columns(&self) -> &ItemColumns {
         &self.columns
@@ -319,6 +332,23 @@ impl View<'_> {
     pub fn age_days(&self, item: ItemIdx, now_ms: i64) -> Option<f64> {
         let days = |created_ms| (now_ms - created_ms) as f64 / crate::types::DAY_MS as f64;
         self.created_ms(item).map(days)
+    }
+
+    /// Asks for what the rules read of items, so that it is there when they do.
+    pub fn prefetch_facts(&self, items: impl Iterator<Item = ItemIdx>) {
+        items.for_each(|item| prefetch_at(&self.items.facts, item.row()));
+    }
+
+    /// Asks for what a person is shown of these items.
+    pub fn prefetch_display(&self, items: impl Iterator<Item = ItemIdx> + Clone) {
+        let Items { ids, titles, images, price, .. } = self.items;
+        let built = items.map(ItemIdx::row).filter(|&row| row < self.items.len());
+        let strings = [ids.strings(), titles, images];
+        for row in built.clone() {
+            strings.iter().for_each(|strings| strings.prefetch_place(row));
+            prefetch_at(price, row);
+        }
+        built.for_each(|row| strings.iter().for_each(|strings| strings.prefetch(row)));
     }
 
     /// What a person is shown.

@@ -85,8 +85,9 @@ impl Question<'_> {
             arms: AskedArms::default(),
         };
         let candidates = serving.settings.pipeline.candidates;
+        let row = serving.bundle.users.row_of(&request.user_id.0);
         let (mut inputs, _) =
-            pipeline::inputs(serving, &UserState::default(), &request, candidates);
+            pipeline::inputs(serving, row, &UserState::default(), &request, candidates);
         let known = |(item, time): (ItemIdx, i64)| {
             let id = &self.loaded.data.items[item.row()];
             Some((serving.bundle.items.find(id)?, time))
