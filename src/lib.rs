@@ -16,13 +16,14 @@
 //!         features    the schema and the only code that fills a row
 //!         drift       how far what serving sees is from training
 //!         experiments who sees which version, what is counted, what follows from it
-//! tier 0  types, sections (the file container), ids, kernels (SIMD), ffi (memory maps, LightGBM)
+//! tier 0  types, sections (the file container), ids, packed (rows in parts), kernels (SIMD), ffi (memory maps, LightGBM)
 //! ```
 //! A module imports lower tiers only; `tests/tidy.rs` checks it. ARCHITECTURE.md tells the rest.
 
 pub mod ffi;
 pub mod ids;
 pub mod kernels;
+pub mod packed;
 pub mod sections;
 pub mod types;
 

@@ -19,6 +19,7 @@ const RANKS: &[(&str, u32)] = &[
     ("kernels", 1),
     ("sections", 2),
     ("ids", 3),
+    ("packed", 3),
     ("index", 10),
     ("forest", 10),
     ("towers", 10),

@@ -38,6 +38,7 @@ use crate::features::{
 };
 use crate::forest::{self, Forest};
 use crate::index::{self, Allowed, Index};
+use crate::packed::Packing;
 use crate::sections;
 use crate::store::Fit;
 use crate::store::items::{self, Items};
@@ -163,7 +164,7 @@ impl Bundle {
         let path = dir.join(files::DICTIONARIES);
         let dictionaries =
             serde_json::from_str(&read(&path)?).map_err(|source| Error::Json { path, source })?;
-        let items = Items::open(&dir.join(files::ITEMS))?;
+        let mut items = Items::open(&dir.join(files::ITEMS))?;
         let users = UserTable::open(&dir.join(files::USERS), items.len())?;
         let index = index::open(&dir.join(files::INDEX), config)?;
         let towers = Towers::open(&dir.join(files::TOWERS))?;
@@ -190,8 +191,8 @@ impl Bundle {
         let ranker = open_ranker(dir, &schema)?;
         let reference = open_reference(dir, &manifest, &schema)?;
         let plan = Plan::new(&schema, &users, items.columns())?;
-        let rows = plan.request_rows(items.columns());
-        let ranking = Ranking::new(&ranker, &plan, items.columns())?;
+        let mut ranking = Ranking::new(&ranker, &plan)?;
+        let rows = pack(&plan, &mut ranking, &mut items);
         items.columns().let_go();
         let tower_user = TowerUser::new(&manifest.tower_inputs, users.columns())?;
         let tower_item =
@@ -271,6 +272,22 @@ impl Bundle {
     pub fn encode_scratch(&self) -> EncodeScratch {
         EncodeScratch::new(&self.towers)
     }
+}
+
+/// Puts what a request reads of a candidate side by side: the columns that its features read, the ranker's bytes, and
+/// what the rules read.
+fn pack(plan: &Plan, ranking: &mut Ranking, items: &mut Items) -> ItemBlock {
+    let columns = plan.request_rows();
+    let widths = [ItemBlock::row_bytes(columns), ranking.bin_bytes(), Items::FACT_BYTES];
+    let mut packing = Packing::new(items.len(), widths);
+    ItemBlock::fill(items.columns(), columns, packing.part(0));
+    ranking.fill_bins(plan, items.columns(), packing.part(1));
+    items.fill_facts(packing.part(2));
+    let [values, bins, facts] = packing.finish();
+    tracing::debug!(?widths, row = values.table().1, "bytes of an item as requests read it");
+    ranking.read_bins(bins);
+    items.read_facts(facts);
+    ItemBlock::of(columns, values)
 }
 
 /// Which columns of a user table feed the user tower.

@@ -10,6 +10,7 @@ use crate::features::{ItemColumns, Plan};
 #[cfg(feature = "etl")]
 use crate::ffi::lightgbm::{Layout, Predictor, Table};
 use crate::forest::{self, Bins, CompileError, Evaluator, Forest};
+use crate::packed::{Part, PartMut};
 use crate::types::ItemIdx;
 
 /// Who evaluates the ranker's trees.
@@ -44,24 +45,36 @@ pub struct RankScratch {
 }
 
 impl Ranking {
-    /// Prepares the forest and turns the item columns of all items into bytes.
+    /// Prepares the forest, as yet over no items.
     ///
     /// # Errors
     /// When the model is larger than the evaluator's byte columns allow.
-    pub fn new(forest: &Forest, plan: &Plan, items: &ItemColumns) -> Result<Self, CompileError> {
+    pub fn new(forest: &Forest, plan: &Plan) -> Result<Self, CompileError> {
         let item_only = plan.item_only();
-        let evaluator = Evaluator::new(forest, plan.constant_count(), &item_only)?;
-        let places: Vec<usize> = (0..item_only.len()).filter(|&at| item_only[at]).collect();
-        let bins = evaluator.bin_items(items.rows(), |place, first_row, out| {
-            plan.item_column(places[place], items, first_row, out);
-        });
         Ok(Self {
-            evaluator,
-            bins,
-            item_only: places,
+            evaluator: Evaluator::new(forest, plan.constant_count(), &item_only)?,
+            bins: Bins::default(),
+            item_only: (0..item_only.len()).filter(|&at| item_only[at]).collect(),
             #[cfg(feature = "etl")]
             reference: None,
         })
+    }
+
+    /// Bytes of a row of [`Ranking::fill_bins`].
+    pub fn bin_bytes(&self) -> usize {
+        self.evaluator.bin_bytes()
+    }
+
+    /// Writes the item columns of all items as bytes into rows of [`Ranking::bin_bytes`].
+    pub fn fill_bins(&self, plan: &Plan, items: &ItemColumns, part: PartMut) {
+        self.evaluator.fill_bins(part, |place, first_row, out| {
+            plan.item_column(self.item_only[place], items, first_row, out);
+        });
+    }
+
+    /// Ranks the items whose bytes [`Ranking::fill_bins`] has written.
+    pub fn read_bins(&mut self, part: Part) {
+        self.bins = Bins::of(part);
     }
 
     /// The bytes of one item whose item columns have these values.
@@ -69,7 +82,7 @@ impl Ranking {
         let bins = self.evaluator.bin_items(1, |place, _, out| {
             out[0] = plan.item_value(self.item_only[place], |column| values[column]);
         });
-        bins.into_bytes()
+        bins.row(0).to_vec()
     }
 
     /// Lets LightGBM evaluate from now on.

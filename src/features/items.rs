@@ -1,8 +1,7 @@
 //! Item columns: one `f32` a row, named `table.column`, read in place from the bundle; and the rows
 //! that came or changed since, laid over them.
 
-use crate::ffi::large::Large;
-use crate::kernels::prefetch;
+use crate::packed::{Packing, Part, PartMut};
 use crate::sections::{self, Column, Sections, SectionsWriter};
 use crate::types::ItemIdx;
 
@@ -93,34 +92,49 @@ pub trait LateRows {
     fn values(&self, item: ItemIdx) -> Option<&[f32]>;
 }
 
-/// Some columns item by item: the values of one item lie side by side.
+/// Some columns item by item: the values of one item lie side by side, in a part of packed rows.
 #[derive(Clone, Debug, Default)]
 pub struct ItemBlock {
     columns: Vec<usize>,
-    /// Row-major, `rows x columns.len()`.
-    values: Large<f32>,
+    values: Part,
 }
 
 impl ItemBlock {
-    pub(super) fn new(items: &ItemColumns, columns: &[usize]) -> Self {
+    /// Columns of `items` in rows of their own.
+    pub fn new(items: &ItemColumns, columns: &[usize]) -> Self {
+        let mut packing = Packing::new(items.rows(), [Self::row_bytes(columns)]);
+        Self::fill(items, columns, packing.part(0));
+        let [values] = packing.finish();
+        Self::of(columns, values)
+    }
+
+    /// Bytes of a row of these columns.
+    pub fn row_bytes(columns: &[usize]) -> usize {
+        columns.len() * size_of::<f32>()
+    }
+
+    /// Writes columns into a part of rows of [`ItemBlock::row_bytes`].
+    pub fn fill(items: &ItemColumns, columns: &[usize], mut part: PartMut) {
         // A stretch of rows at a time, so that what is written stays in the cache.
         const ROWS: usize = 4096;
-        let width = columns.len();
-        let mut values = Large::zeros(items.rows() * width);
-        for (block, rows) in values.chunks_mut((ROWS * width).max(1)).enumerate() {
+        for first in (0..items.rows()).step_by(ROWS) {
             for (place, &column) in columns.iter().enumerate() {
-                let column = &items.column(column)[block * ROWS..];
-                let cells = rows.iter_mut().skip(place).step_by(width);
-                cells.zip(column).for_each(|(cell, &value)| *cell = value);
+                let values = items.column(column)[first..].iter().take(ROWS);
+                for (row, value) in (first..).zip(values) {
+                    part.row(row)[place * 4..][..4].copy_from_slice(&value.to_ne_bytes());
+                }
             }
         }
+    }
+
+    /// What [`ItemBlock::fill`] has written.
+    pub fn of(columns: &[usize], values: Part) -> Self {
         Self { columns: columns.to_vec(), values }
     }
 
     /// The values of an item; none past the end.
     fn row(&self, item: ItemIdx) -> &[f32] {
-        let width = self.columns.len();
-        self.values.get(item.row() * width..(item.row() + 1) * width).unwrap_or_default()
+        bytemuck::cast_slice(self.values.row(item.row()))
     }
 }
 
@@ -199,7 +213,7 @@ impl<'a> ItemRows<'a> {
             let mut later = items.clone().skip(AHEAD);
             for (row, item) in items.enumerate() {
                 if let Some(later) = later.next() {
-                    prefetch(block.row(later));
+                    block.values.prefetch(later.row());
                 }
                 for (at, &value) in block.row(item).iter().enumerate() {
                     out[at * rows + row] = value;

@@ -3,7 +3,7 @@
 mod fill;
 
 use super::ops::{self, Op, Role};
-use super::{Feature, HISTORY_MAX, ItemBlock, ItemColumns, ItemRows, Schema, UserRow, UserTable};
+use super::{Feature, HISTORY_MAX, ItemColumns, ItemRows, Schema, UserRow, UserTable};
 use fill::fill_all;
 
 use crate::types::ItemIdx;
@@ -173,10 +173,10 @@ impl Plan {
         self.columns.iter().filter(|step| !step.item_only).count()
     }
 
-    /// The item columns that [`Plan::request_columns`] reads, item by item: what [`ItemRows::new`]
+    /// The item columns that [`Plan::request_columns`] reads: the columns of the [`super::ItemBlock`] that [`ItemRows::new`]
     /// takes, so that a candidate costs one access to memory and not one a column.
-    pub fn request_rows(&self, items: &ItemColumns) -> ItemBlock {
-        ItemBlock::new(items, &self.gathered[..self.gathered_by_requests])
+    pub fn request_rows(&self) -> &[usize] {
+        &self.gathered[..self.gathered_by_requests]
     }
 
     /// Buffers for requests of up to `candidates`; more make them grow once.

@@ -1,6 +1,6 @@
 use super::*;
-use crate::features::LateRows;
 use crate::features::UserTableBuilder;
+use crate::features::{ItemBlock, LateRows};
 use crate::ids::IdTable;
 use crate::types::DAY_MS;
 
@@ -173,7 +173,7 @@ fn late_rows_give_what_columns_with_these_values_would() {
         history: History::new(&bought, &[9 * DAY_MS; 3]),
     };
     let candidates = [3, 2, 1, 0].map(candidate);
-    let block = plan.request_rows(&built);
+    let block = ItemBlock::new(&built, plan.request_rows());
     let late = ItemRows::new(&built, &block, &Changed, &[0, 2]);
     let (mut found, mut wanted) = (vec![0.0; 6 * 4], vec![0.0; 6 * 4]);
     plan.columns(&request, late, &candidates, &mut plan.scratch(1), &mut found);

@@ -17,8 +17,8 @@
 use super::Forest;
 use super::bytes::{COLUMNS_MAX, Column, Columns};
 use super::compiled::{Batch, Compiled, Program};
-use crate::ffi::large::Large;
 use crate::kernels::forest::{self as kernel, MISSING, Plane, ROWS, TOGETHER};
+use crate::packed::{Packing, Part, PartMut};
 use crate::types::ItemIdx;
 
 /// Why a forest has no evaluator, although it can be scored row by row.
@@ -49,26 +49,27 @@ pub struct Evaluator {
 
 /// The cached features of all items, as bytes, row by row.
 #[derive(Clone, Debug, Default)]
-pub struct Bins {
-    bytes: Large<u8>,
-    width: usize,
-    rows: usize,
-}
+pub struct Bins(Part);
 
 impl Bins {
+    /// What [`Evaluator::fill_bins`] has written.
+    pub fn of(part: Part) -> Self {
+        Self(part)
+    }
+
     /// Number of items.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.0.rows()
     }
 
     /// Bytes an item.
     pub fn width(&self) -> usize {
-        self.width
+        self.0.width()
     }
 
-    /// The bytes, row by row.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes.to_vec()
+    /// The bytes of an item.
+    pub fn row(&self, row: usize) -> &[u8] {
+        self.0.row(row)
     }
 }
 
@@ -158,11 +159,24 @@ impl Evaluator {
         }
     }
 
-    /// Bytes of the cached features of `rows` items. `fill(feature, first_row, out)` writes the
-    /// values of the cached feature at this position for `out.len()` items from `first_row` on.
-    pub fn bin_items(&self, rows: usize, mut fill: impl FnMut(usize, usize, &mut [f32])) -> Bins {
-        let width = self.cached_columns.len();
-        let mut bytes = Large::zeros(rows * width);
+    /// Bytes of the cached features of an item.
+    pub fn bin_bytes(&self) -> usize {
+        self.cached_columns.len()
+    }
+
+    /// Bytes of the cached features of `rows` items, as [`Evaluator::fill_bins`], in rows of their own.
+    pub fn bin_items(&self, rows: usize, fill: impl FnMut(usize, usize, &mut [f32])) -> Bins {
+        let mut packing = Packing::new(rows, [self.bin_bytes()]);
+        self.fill_bins(packing.part(0), fill);
+        let [bytes] = packing.finish();
+        Bins(bytes)
+    }
+
+    /// Writes the bytes of the cached features of all items into rows of [`Evaluator::bin_bytes`].
+    /// `fill(feature, first_row, out)` writes the values of the cached feature at this position for `out.len()`
+    /// items from `first_row` on.
+    pub fn fill_bins(&self, mut part: PartMut, mut fill: impl FnMut(usize, usize, &mut [f32])) {
+        let rows = part.rows();
         let (mut values, mut column_bytes) = ([0.0_f32; ROWS], [0_u8; ROWS]);
         for first_row in (0..rows).step_by(ROWS) {
             let block = ROWS.min(rows - first_row);
@@ -174,11 +188,10 @@ impl Evaluator {
                 }
                 column.fill(&values[..block], &mut column_bytes[..block]);
                 for (row, &byte) in column_bytes[..block].iter().enumerate() {
-                    bytes[(first_row + row) * width + at] = byte;
+                    part.row(first_row + row)[at] = byte;
                 }
             }
         }
-        Bins { bytes, width, rows }
     }
 
     /// Decides every split on a constant feature. The scratch then scores any number of
@@ -230,7 +243,7 @@ impl Evaluator {
     ) {
         let rows = out.len();
         assert_eq!(columns.len(), self.requested * rows, "one value a cell of the request");
-        assert_eq!(bins.width, self.cached_columns.len(), "bins of another model");
+        assert_eq!(bins.width(), self.cached_columns.len(), "bins of another model");
         if self.cached > 0 {
             assert_eq!(items.len(), rows, "one score an item");
         }
@@ -246,11 +259,12 @@ impl Evaluator {
                 let late = late.take_while(|&(at, _)| at < end);
                 // Any row will do for what is overwritten.
                 late.clone().for_each(|(at, _)| picks[at - first] = 0);
-                if bins.rows > 0 {
-                    kernel::gather(&bins.bytes, bins.width, picks, cached);
+                if bins.rows() > 0 {
+                    let (table, stride, offset) = bins.0.table();
+                    kernel::gather(table, (stride, offset), picks, cached);
                 }
                 for (at, bytes) in late {
-                    assert_eq!(bytes.len(), bins.width, "one byte a cached column");
+                    assert_eq!(bytes.len(), bins.width(), "one byte a cached column");
                     let planes = bytes.iter().zip(cached.iter_mut());
                     planes.for_each(|(&byte, plane)| plane.0[at - first] = byte);
                 }

@@ -197,22 +197,26 @@ pub fn add_leaves(results: &[Plane], values: &[&[f64; 256]], out: &mut [f64]) {
 /// As many trees are best added at once: the sum stays in a register between them.
 pub const TOGETHER: usize = 8;
 
-/// Spreads rows of `width` bytes over planes: byte `c` of the `r`-th row named by `picks` becomes
-/// `planes[c].0[r]`.
+/// Spreads rows over planes, one a byte: byte `offset + c` of the `r`-th row named by `picks` becomes `planes[c].0[r]`.
+/// Row `n` begins at byte `n * stride` of `table`.
 ///
 /// # Panics
-/// When there are more than [`ROWS`] picks, not `width` planes, or a pick is outside `table`.
-pub fn gather(table: &[u8], width: usize, picks: &[u32], planes: &mut [Plane]) {
+/// When there are more than [`ROWS`] picks, or a pick is outside `table`.
+pub fn gather(table: &[u8], (stride, offset): (usize, usize), picks: &[u32], planes: &mut [Plane]) {
     assert!(picks.len() <= ROWS, "{} rows do not fit into a plane of {ROWS}", picks.len());
-    assert_eq!(planes.len(), width, "one plane a byte of a row");
+    let width = planes.len();
+    let row = |pick: u32| {
+        let start = pick as usize * stride + offset;
+        start..start + width
+    };
     const AHEAD: usize = 16;
-    for (row, &pick) in picks.iter().enumerate() {
-        if let Some(&later) = picks.get(row + AHEAD) {
-            prefetch(table.get(later as usize * width..).unwrap_or_default().get(..width).unwrap_or_default());
+    for (at, &pick) in picks.iter().enumerate() {
+        if let Some(&later) = picks.get(at + AHEAD) {
+            prefetch(table.get(row(later)).unwrap_or_default());
         }
-        let bytes = &table[pick as usize * width..][..width];
+        let bytes = &table[row(pick)];
         for (&byte, plane) in bytes.iter().zip(planes.iter_mut()) {
-            plane.0[row] = byte;
+            plane.0[at] = byte;
         }
     }
 }

@@ -65,7 +65,6 @@ pub fn run(cx: &mut Context) {
     let mut ranked = std::mem::take(&mut cx.scratch.ranked);
     let inputs = cx.inputs.clone();
     let mut drops = Dropping::new(cx);
-    items.prefetch_facts(ranked.iter().map(|r| r.item));
     ranked.retain(|r| drops.keep(items.labels(r.item) & blocked == 0, r, Dropped::BlockedLabel));
     ranked.retain(|r| drops.keep(!inputs.shown.contains(&r.item), r, Dropped::RecentlyShown));
     for r in &mut ranked {

@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 pub use late::{Content, Late, LateItem};
 
 use crate::features::{ItemColumns, LateRows};
-use crate::ffi::large::Large;
 use crate::ids::{IdTable, Strings};
 use crate::index::Bitmap;
 use crate::kernels::prefetch_at;
+use crate::packed::{Packing, Part, PartMut};
 use crate::sections::{self, Column, Sections, SectionsWriter};
 use crate::types::ItemIdx;
 
@@ -51,11 +51,14 @@ pub struct ItemRecord {
 
 /// What the rules read of an item of the build: side by side, so that a candidate costs one access
 /// to memory.
-#[derive(Clone, Copy, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 struct Facts {
     created_ms: i64,
     labels: u64,
     category: u32,
+    /// Zeros, to the end of a whole number of words.
+    rest: u32,
 }
 
 /// All items of a bundle.
@@ -65,7 +68,7 @@ pub struct Items {
     titles: Strings,
     images: Strings,
     categories: Vec<String>,
-    facts: Large<Facts>,
+    facts: Part,
     price: Column<f32>,
     label_names: Vec<String>,
     region_names: Vec<String>,
@@ -165,6 +168,24 @@ impl Items {
             late: ArcSwap::from_pointee(Late::new(n)),
             ids,
         })
+    }
+
+    /// Bytes of a row of [`Items::fill_facts`].
+    pub const FACT_BYTES: usize = size_of::<Facts>();
+
+    /// Writes what the rules read of each item into rows of [`Items::FACT_BYTES`]; [`Items::read_facts`] reads them there
+    /// from then on.
+    pub fn fill_facts(&self, mut part: PartMut) {
+        (0..self.len()).for_each(|row| part.row(row).copy_from_slice(self.facts.row(row)));
+    }
+
+    /// Reads what the rules read from rows that [`Items::fill_facts`] has written.
+    pub fn read_facts(&mut self, part: Part) {
+        self.facts = part;
+    }
+
+    fn facts(&self, item: ItemIdx) -> &Facts {
+        bytemuck::from_bytes(self.facts.row(item.row()))
     }
 
     /// Number of items of the build.
@@ -307,23 +328,21 @@ impl View<'_> {
     /// The labels of an item as bits.
     #[inline]
     pub fn labels(&self, item: ItemIdx) -> u64 {
-        self.late.get(item).map_or_else(|| self.items.facts[item.row()].labels, |late| late.labels)
+        self.late.get(item).map_or_else(|| self.items.facts(item).labels, |late| late.labels)
     }
 
     /// The category code of an item: a position in [`Items::categories`], or beyond them for one
     /// that the build does not know.
     #[inline]
     pub fn category_code(&self, item: ItemIdx) -> Option<u32> {
-        let built =
-            || Some(self.items.facts[item.row()].category).filter(|&code| code != NO_CATEGORY);
+        let built = || Some(self.items.facts(item).category).filter(|&code| code != NO_CATEGORY);
         self.content(item).map_or_else(built, |content| content.category_code)
     }
 
     /// When an item was made, epoch milliseconds.
     #[inline]
     pub fn created_ms(&self, item: ItemIdx) -> Option<i64> {
-        let built =
-            || Some(self.items.facts[item.row()].created_ms).filter(|&time| time != NO_TIME);
+        let built = || Some(self.items.facts(item).created_ms).filter(|&time| time != NO_TIME);
         self.content(item).map_or_else(built, |content| content.created_ms)
     }
 
@@ -332,11 +351,6 @@ impl View<'_> {
     pub fn age_days(&self, item: ItemIdx, now_ms: i64) -> Option<f64> {
         let days = |created_ms| (now_ms - created_ms) as f64 / crate::types::DAY_MS as f64;
         self.created_ms(item).map(days)
-    }
-
-    /// Asks for what the rules read of items, so that it is there when they do.
-    pub fn prefetch_facts(&self, items: impl Iterator<Item = ItemIdx>) {
-        items.for_each(|item| prefetch_at(&self.items.facts, item.row()));
     }
 
     /// Asks for what a person is shown of these items.
@@ -397,7 +411,7 @@ impl View<'_> {
             gone: false,
             in_stock: self.items.in_stock.get(item),
             regions: regions.collect(),
-            labels: self.items.facts[item.row()].labels,
+            labels: self.items.facts(item).labels,
             content: None,
             has_live_row: false,
         }
@@ -423,15 +437,17 @@ impl View<'_> {
 }
 
 /// What the rules read, checked: every category and label has a name.
-fn facts(path: &Path, file: &Sections, n: usize, names: &Metadata) -> Result<Large<Facts>, Error> {
+fn facts(path: &Path, file: &Sections, n: usize, names: &Metadata) -> Result<Part, Error> {
     let (categories, known) = (names.categories.len(), names.labels.len());
     let nameless = u64::MAX.checked_shl(known as u32).unwrap_or(0);
     let category: Column<u32> = file.get_exact("category", n)?;
     let created_ms: Column<i64> = file.get_exact("created_ms", n)?;
     let labels: Column<u64> = file.get_exact("labels", n)?;
-    let mut facts = Large::zeros(n);
-    for (row, fact) in facts.iter_mut().enumerate() {
-        *fact = Facts { created_ms: created_ms[row], labels: labels[row], category: category[row] };
+    let mut packing = Packing::new(n, [Items::FACT_BYTES]);
+    let mut facts = packing.part(0);
+    for row in 0..n {
+        let (created_ms, labels, category) = (created_ms[row], labels[row], category[row]);
+        let fact = Facts { created_ms, labels, category, rest: 0 };
         if fact.category != NO_CATEGORY && fact.category as usize >= categories {
             let (path, code) = (path.to_owned(), fact.category);
             return Err(Error::Category { path, row, code, categories });
@@ -441,7 +457,9 @@ fn facts(path: &Path, file: &Sections, n: usize, names: &Metadata) -> Result<Lar
             let (path, bits) = (path.to_owned(), fact.labels);
             return Err(Error::Labels { path, row, bits, labels: known });
         }
+        facts.row(row).copy_from_slice(bytemuck::bytes_of(&fact));
     }
+    let [facts] = packing.finish();
     Ok(facts)
 }
 

@@ -60,9 +60,8 @@ fn late_rows_score_the_same(
     scratch: &mut Scratch,
     expected: &[f64],
 ) {
-    let (bytes, width) = (bins.clone().into_bytes(), bins.width());
     let is_late = |at: &usize| at % 3 == 1;
-    let row = |at: usize| (at, &bytes[items[at].row() * width..][..width]);
+    let row = |at: usize| (at, bins.row(items[at].row()));
     let late = (0..items.len()).filter(is_late).map(row);
     let moved = |(at, &item)| if is_late(&at) { ItemIdx(u32::MAX) } else { item };
     let moved: Vec<ItemIdx> = items.iter().enumerate().map(moved).collect();

@@ -92,11 +92,11 @@ fn eight_trees_at_once_are_as_one_by_one() {
 
 #[test]
 fn rows_are_spread_over_planes() {
-    let table: Vec<u8> = (0..30).collect();
+    let table: Vec<u8> = (0..50).collect();
     let mut planes = vec![Plane::filled(0); 3];
-    gather(&table, 3, &[9, 0, 4], &mut planes);
+    gather(&table, (5, 1), &[9, 0, 4], &mut planes);
     let heads: Vec<&[u8]> = planes.iter().map(|plane| &plane.0[..3]).collect();
-    assert_eq!(heads, [[27, 0, 12], [28, 1, 13], [29, 2, 14]]);
+    assert_eq!(heads, [[46, 1, 21], [47, 2, 22], [48, 3, 23]]);
 }
 
 #[test]
