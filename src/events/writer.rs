@@ -25,6 +25,8 @@ use crate::types::date_of;
 const LAST_ATTEMPTS: usize = 3;
 /// Rows of a group that share a sync, about.
 const GROUP_ROWS: usize = 10_000;
+/// How long rows that nobody waits for may gather before they are taken: who gives one wakes nobody then.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// Rows that end in files of one sequence, one a day.
 struct Batch<R> {
@@ -65,6 +67,8 @@ pub(super) struct Writer<R> {
     sealed: VecDeque<Batch<R>>,
     waiting: Arc<AtomicUsize>,
     health: Arc<Health>,
+    /// Whether nobody waited for the last group.
+    may_gather: bool,
 }
 
 impl<R: Row + Serialize> Writer<R> {
@@ -102,6 +106,7 @@ impl<R: Row + Serialize> Writer<R> {
             sealed,
             waiting,
             health,
+            may_gather: false,
         }
     }
 
@@ -118,6 +123,9 @@ impl<R: Row + Serialize> Writer<R> {
                     if let Some(flush) = self.take_group(first, messages) {
                         let _ = flush.send(self.write());
                         continue;
+                    }
+                    if self.may_gather {
+                        std::thread::sleep(GATHER);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -161,6 +169,7 @@ impl<R: Row + Serialize> Writer<R> {
                 break;
             }
         }
+        self.may_gather = group.iter().all(|part| part.done.is_none());
         match self.journal(&group) {
             Ok(()) => {
                 self.release(taken - kept);

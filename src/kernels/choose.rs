@@ -63,6 +63,22 @@ mod x86 {
         }
     }
 
+    impl Number for i32 {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn mask(values: &[i32; 32], least: i32) -> u32 {
+            let bound = _mm256_set1_epi32(least);
+            let mut below = 0;
+            for at in 0..4 {
+                // SAFETY: 8 at + 8 <= 32.
+                let eight = unsafe { _mm256_loadu_si256(values.as_ptr().add(at * 8).cast()) };
+                let less = _mm256_castsi256_ps(_mm256_cmpgt_epi32(bound, eight));
+                below |= (_mm256_movemask_ps(less) as u32) << (at * 8);
+            }
+            !below
+        }
+    }
+
     impl Number for f32 {
         #[inline]
         #[target_feature(enable = "avx2")]
@@ -83,6 +99,7 @@ mod x86 {
 #[cfg(not(target_arch = "x86_64"))]
 mod portable {
     impl super::Number for u16 {}
+    impl super::Number for i32 {}
     impl super::Number for f32 {}
 }
 
@@ -97,13 +114,16 @@ mod tests {
         fn equals_the_scalar_twin(
             values in proptest::collection::vec(any::<u16>(), 0..200),
             floats in proptest::collection::vec(any::<f32>(), 0..200),
-            (least, bound) in (any::<u16>(), any::<f32>()),
+            whole in proptest::collection::vec(any::<i32>(), 0..200),
+            (least, bound, lowest) in (any::<u16>(), any::<f32>(), any::<i32>()),
         ) {
             let (mut fast, mut slow) = (vec![7], vec![7]);
             at_least(&values, least, 40, &mut fast);
             scalar_at_least(&values, least, 40, &mut slow);
             at_least(&floats, bound, 300, &mut fast);
             scalar_at_least(&floats, bound, 300, &mut slow);
+            at_least(&whole, lowest, 600, &mut fast);
+            scalar_at_least(&whole, lowest, 600, &mut slow);
             prop_assert_eq!(fast, slow);
         }
     }

@@ -4,8 +4,8 @@
 //! plane       512 bytes, one a row: a column of ranks or codes, or the leaf numbers of a subtree
 //! operation   target[row] = if test(column[row]) { left[row] } else { right[row] }
 //! ```
-//! A tree is a list of operations from its leaves to its root; no row branches. [`run`] is AVX-512 or AVX2
-//! with a scalar twin: 64 or 32 rows are one load, one comparison and one blend. The leaf values are then
+//! A tree is a list of operations from its leaves to its root; no row branches. [`run`] is AVX2, with the masks of
+//! AVX-512 where they are, and has a scalar twin: 32 rows are one load, one comparison and one blend. The leaf values are then
 //! looked up and added in tree order by [`add_leaves`], so a score has the bits that a walk down the
 //! trees gives.
 //!
@@ -16,7 +16,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+mod avx512vl;
 #[cfg(target_arch = "x86_64")]
 mod places;
 mod scalar;
@@ -24,7 +24,7 @@ mod scalar;
 mod tests;
 
 #[cfg(target_arch = "x86_64")]
-use super::avx512_bytes;
+use super::avx512_masks;
 use super::{Level, level, prefetch};
 
 /// Rows of a plane.
@@ -159,8 +159,8 @@ pub fn run(ops: &[Op], sets: &[Set], planes: &mut [Plane], rows: usize, byte: u3
     assert!(rows <= ROWS, "{rows} rows do not fit into a plane of {ROWS}");
     match level() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `avx512_bytes` has seen the instructions on this processor.
-        Level::Avx2Fma if avx512_bytes() => unsafe { avx512::run(ops, sets, planes, rows, byte) },
+        // SAFETY: `avx512_masks` has seen the instructions on this processor.
+        Level::Avx2Fma if avx512_masks() => unsafe { avx512vl::run(ops, sets, planes, rows, byte) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `level` has seen AVX2 on this processor.
         Level::Avx2Fma => unsafe { avx2::run(ops, sets, planes, rows, byte) },

@@ -19,6 +19,7 @@ pub mod matmul;
 pub mod pq;
 mod prefetch;
 mod scalar;
+pub mod score;
 
 use std::sync::LazyLock;
 
@@ -60,14 +61,16 @@ pub fn vnni() -> bool {
     *VNNI
 }
 
-/// Whether the operations on 64 bytes of AVX-512 are there, on a processor that runs them at full speed: one
-/// that has VNNI too. Decided once.
+/// Whether the masks of AVX-512 are there for registers of 32 bytes: decided once.
 #[cfg(target_arch = "x86_64")]
 #[inline]
-pub fn avx512_bytes() -> bool {
-    static BYTES: LazyLock<bool> =
-        LazyLock::new(|| vnni() && std::is_x86_feature_detected!("avx512bw"));
-    *BYTES
+pub fn avx512_masks() -> bool {
+    static MASKS: LazyLock<bool> = LazyLock::new(|| {
+        level() == Level::Avx2Fma
+            && std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("avx512vl")
+    });
+    *MASKS
 }
 
 /// Inner product of two vectors of the same length.

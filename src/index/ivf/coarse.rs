@@ -5,7 +5,7 @@
 //! only the blocks above it are looked into.
 
 use crate::index::{Query, kmeans};
-use crate::kernels::int8;
+use crate::kernels::{choose, int8};
 
 /// Lists of a block.
 const BLOCK: usize = 32;
@@ -24,6 +24,7 @@ pub(in crate::index) struct Order {
     /// By block, the best of its lists.
     blocks: Vec<i32>,
     ranked: Vec<i32>,
+    chosen: Vec<u32>,
     /// Score of one whole step.
     step: f32,
     /// Lists in the order of reading, with `query . centroid` but for the rounding.
@@ -74,20 +75,20 @@ impl Order {
     pub(super) fn take_down_to(&mut self, score: f32, count: usize, offsets: &[u32]) {
         // A query of zeros has no step; all its scores are zero.
         let least = if self.step > 0.0 { (score / self.step).ceil() as i32 } else { 0 };
-        self.append(least.max(GIVEN + 1), count, offsets);
+        self.append(least, count, offsets);
     }
 
     /// Appends the best `count` of the remaining lists with a product of `least` or more.
     fn append(&mut self, least: i32, count: usize, offsets: &[u32]) {
-        let from = self.lists.len();
+        let (from, least) = (self.lists.len(), least.max(GIVEN + 1));
+        self.chosen.clear();
         for (block, _) in self.blocks.iter().enumerate().filter(|(_, best)| **best >= least) {
-            let dots = self.dots[block * BLOCK..].iter().take(BLOCK);
-            for (&dot, list) in dots.zip((block * BLOCK) as u32..) {
-                if dot >= least && dot != GIVEN {
-                    self.lists.push((list, dot as f32));
-                }
-            }
+            let first = block * BLOCK;
+            let dots = &self.dots[first..self.dots.len().min(first + BLOCK)];
+            choose::at_least(dots, least, first as u32, &mut self.chosen);
         }
+        let score = |&list: &u32| (list, self.dots[list as usize] as f32);
+        self.lists.extend(self.chosen.iter().map(score));
         let new = &mut self.lists[from..];
         let by_dot = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if new.len() > count {

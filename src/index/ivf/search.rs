@@ -7,7 +7,7 @@ use super::sample::{bound, enough};
 use super::{Bitmap, Filter, Hit, Index, IvfIndex};
 use crate::index::select::Best;
 use crate::index::{self, Query};
-use crate::kernels::{self, choose, int8};
+use crate::kernels::{self, choose, int8, score};
 
 /// Share of a list's rows that must pass for all of them to be read in order; below it the bytes of
 /// the passing ones are.
@@ -344,18 +344,11 @@ impl Reader<'_> {
         int8::dots(&self.prepared.steps, rows, dots);
         let ivf = &mut *self.ivf;
         let from = ivf.scores.len();
-        ivf.scores.extend(
-            dots.iter().zip(&index.steps[slots.clone()]).map(|(&dot, &bits)| {
-                near + dot as f32 * (f32::from_bits((bits as u32) << 16) * step)
-            }),
-        );
-        if !self.mask.is_none() {
-            for (rows, at) in ivf.scores[from..].chunks_mut(64).zip(0..) {
-                let bits = self.mask.bits(slots.start + at * 64, slots.end);
-                for (i, score) in rows.iter_mut().enumerate() {
-                    *score = if bits >> i & 1 == 1 { *score } else { f32::NEG_INFINITY };
-                }
-            }
+        let row_steps = index.steps[slots.clone()].chunks(score::WORD_ROWS);
+        let firsts = slots.clone().step_by(score::WORD_ROWS);
+        for ((dots, row_steps), first) in dots.chunks(score::WORD_ROWS).zip(row_steps).zip(firsts) {
+            let passing = self.mask.bits(first, slots.end);
+            score::scores(dots, row_steps, (near, step), passing, &mut ivf.scores);
         }
         ivf.scored.push(Segment { near, at: from, slots, chosen: 0 });
     }
