@@ -175,6 +175,8 @@ impl Config {
 pub trait Row: Send + Sized + 'static {
     /// Which log; its name is the directory too.
     const LOG: LogName;
+    /// The most that [`Row::places`] says.
+    const PLACES_MAX: usize = 1;
 
     /// Epoch milliseconds; decides the day under which the row is kept.
     fn time_ms(&self) -> i64;
@@ -210,7 +212,12 @@ pub struct Log<R: Row> {
 }
 
 enum Message<R> {
-    Rows { rows: Vec<R>, done: Option<oneshot::Sender<Result<Taken, Refused>>> },
+    Rows {
+        rows: Vec<R>,
+        done: Option<oneshot::Sender<Result<Taken, Refused>>>,
+    },
+    /// A row that is still to be made.
+    Later(Box<dyn FnOnce() -> R + Send>),
     Flush(Sender<Result<(), Error>>),
 }
 
@@ -297,12 +304,25 @@ impl<R: Row + Serialize> Log<R> {
         }
     }
 
+    /// As [`Log::offer`], for a row that takes time to make: the log's thread makes it. As long as it waits it counts
+    /// for the most that a row may take.
+    pub fn offer_later(&self, make: impl FnOnce() -> R + Send + 'static) {
+        match self.pass(R::PLACES_MAX, Message::Later(Box::new(make))) {
+            Ok(()) => {}
+            Err(Refused::Stopped) => monitor::lost(R::LOG, Lost::Stopped, 1),
+            Err(_) => monitor::lost(R::LOG, Lost::QueueFull, 1),
+        }
+    }
+
     fn send(
         &self,
         rows: Vec<R>,
         done: Option<oneshot::Sender<Result<Taken, Refused>>>,
     ) -> Result<(), Refused> {
-        let count = places(&rows);
+        self.pass(places(&rows), Message::Rows { rows, done })
+    }
+
+    fn pass(&self, count: usize, message: Message<R>) -> Result<(), Refused> {
         let messages = self.messages.as_ref().ok_or(Refused::Stopped)?;
         let waiting = self.waiting.fetch_add(count, Ordering::AcqRel);
         let refuse = |refused| {
@@ -313,7 +333,7 @@ impl<R: Row + Serialize> Log<R> {
             return refuse(Refused::Full { waiting, queue_rows_max: self.queue_rows_max });
         }
         monitor::log_queue(R::LOG, waiting + count);
-        match messages.try_send(Message::Rows { rows, done }) {
+        match messages.try_send(message) {
             Ok(()) => Ok(()),
             Err(error) if error.is_disconnected() => refuse(Refused::Stopped),
             Err(_) => refuse(Refused::Full { waiting, queue_rows_max: self.queue_rows_max }),

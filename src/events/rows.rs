@@ -101,6 +101,7 @@ impl Row for EventRecord {
 
 impl Row for RequestRecord {
     const LOG: Log = Log::Requests;
+    const PLACES_MAX: usize = FULL_PLACES;
 
     fn time_ms(&self) -> i64 {
         self.time_ms

@@ -154,6 +154,11 @@ impl<R: Row + Serialize> Writer<R> {
         for message in std::iter::once(first).chain(messages.try_iter()) {
             let (rows, done) = match message {
                 Message::Rows { rows, done } => (rows, done),
+                Message::Later(make) => {
+                    let row = make();
+                    self.release(R::PLACES_MAX - row.places());
+                    (vec![row], None)
+                }
                 Message::Flush(done) => {
                     flush = Some(done);
                     break;

@@ -1,8 +1,9 @@
 //! What a request gets back, before it is JSON.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::events::Served;
+use super::record::Footprint;
 use crate::monitor::Source;
 
 /// The stages in order, as metrics and answers name them.
@@ -21,8 +22,8 @@ pub struct Answer {
     /// Why there are fewer items than asked for; empty when there are not.
     pub reasons: Vec<Reason>,
     pub timings: Timings,
-    /// All that decided the answer, where the request is logged in full.
-    pub served: Option<Box<Served>>,
+    /// What decided the answer, where the request is logged in full.
+    pub footprint: Option<Arc<Footprint>>,
 }
 
 /// One recommended item.

@@ -13,6 +13,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use super::context::{Context, Inputs, request_input};
 use super::every::Every;
 use super::record;
+use super::rows::Rows;
 use super::serving::Serving;
 use crate::features::Candidate;
 use crate::index::{self, Filter, Hit};
@@ -39,7 +40,7 @@ struct Sample {
     inputs: Arc<Inputs>,
     /// Of the answer, those that are as they were built; their features as the ranker saw them.
     ranked: Vec<Candidate>,
-    features: Vec<f32>,
+    features: Rows,
 }
 
 impl Audit {
@@ -71,7 +72,7 @@ impl Audit {
         let sample = Sample {
             inputs: cx.inputs.clone(),
             ranked: rows.iter().flatten().map(|&row| cx.scratch.candidates[row]).collect(),
-            features: record::features(cx, &rows),
+            features: Rows::of(cx, &rows),
             serving: cx.serving.clone(),
             vector: cx.scratch.vector.clone(),
             region: cx.inputs.region,
@@ -109,6 +110,7 @@ fn check(samples: &Receiver<Sample>) {
 fn skew(sample: &Sample) -> Option<f64> {
     let Sample { serving, inputs, ranked, features, .. } = sample;
     let (bundle, width) = (&serving.bundle, serving.bundle.schema.len());
+    let features = features.features();
     if features.is_empty() || features.len() != ranked.len() * width {
         return None;
     }

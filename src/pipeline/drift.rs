@@ -15,6 +15,7 @@ use serde::Deserialize;
 use super::context::Context;
 use super::every::Every;
 use super::record;
+use super::rows::Rows;
 use super::serving::Serving;
 use crate::drift::{Population, ROWS_PER_REQUEST, Report, Sample, Window, spread};
 use crate::experiments::{Arm, Drift as Furthest};
@@ -81,7 +82,7 @@ pub struct Watch {
 struct Drawn {
     serving: Arc<Serving>,
     arm: Arm,
-    rows: Vec<f32>,
+    rows: Rows,
     scores: Vec<f64>,
     shown: Vec<Option<String>>,
 }
@@ -126,7 +127,7 @@ impl Watch {
                 rows.filter(Option::is_some).collect()
             }
         };
-        let values = record::features(cx, &rows);
+        let values = Rows::of(cx, &rows);
         if values.is_empty() {
             return;
         }
@@ -193,6 +194,7 @@ impl Counting {
             *slot = Some((serving.clone(), Window::new(reference.clone(), length_ms)));
         }
         if let Some((_, window)) = slot {
+            let rows = rows.features();
             window.add(&Sample { rows: &rows, scores: &scores, shown: &shown }, now_ms());
         }
     }

@@ -212,7 +212,7 @@ impl Engine {
             audit.offer(cx);
             watch.offer(cx, arm);
             let vector = missed.then(|| Arc::from(cx.scratch.vector.as_slice()));
-            (vector, Counts::of(cx), record::served(cx))
+            (vector, Counts::of(cx), record::footprint(cx))
         };
         let finished = self.stages.run(call, after).await;
         for seat in &seats {
@@ -220,7 +220,7 @@ impl Engine {
             seat.finished(answer, entry.elapsed());
         }
         let finished = finished?;
-        let (vector, counts, served) = finished.kept;
+        let (vector, counts, footprint) = finished.kept;
         if let (Some(sequence), Some(vector)) = (sequence, vector) {
             self.users.keep(&serving.fit, &request.user_id, Embedding { sequence, vector });
         }
@@ -229,7 +229,7 @@ impl Engine {
             answer.variant = variant;
         }
         answer.timings.total = entry.elapsed();
-        answer.served = served;
+        answer.footprint = footprint;
         observe::answered(&answer, &counts);
         Ok(answer)
     }

@@ -13,6 +13,7 @@ use super::answer::{Answer, Timings};
 use super::context::{Asked, Call, Context, Inputs, Scratch};
 use super::deadline::{Deadline, Part};
 use super::record;
+use super::rows::Rows;
 use super::s5_rules;
 use super::serving::Serving;
 use crate::index::{Filter, Hit};
@@ -265,7 +266,7 @@ fn ranking(cx: &Context, row: usize) -> Option<Ranking> {
         return None;
     }
     let (bundle, scratch) = (&cx.serving.bundle, &*cx.scratch);
-    let values = record::features(cx, &[Some(row)]);
+    let values = Rows::of(cx, &[Some(row)]).features();
     let contributions = bundle.ranker.contributions(&values);
     let contribution = |at: usize| contributions.as_ref().map(|all| all[at]);
     let named = bundle.schema.features().iter().zip(&values).enumerate();

@@ -28,6 +28,7 @@ mod record;
 mod region;
 pub mod replay;
 pub mod rollout;
+mod rows;
 mod s1_user_embedding;
 mod s2_candidates;
 mod s3_features;

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use super::context::{Context, Inputs};
 use super::deadline::{Lost, Part};
 use super::gather;
+use super::rows::Rows;
 use super::seed;
 use super::serving::Serving;
 use crate::events::{RequestRecord, Served};
-use crate::features::UserRecord;
-use crate::monitor::Fallback;
+use crate::features::{Candidate, UserRecord};
+use crate::monitor::{Dropped, Fallback, Source};
+use crate::store::items::Late;
 use crate::types::ItemIdx;
 
 /// Names the draw of [`is_drawn`] among those of a request.
@@ -23,43 +25,88 @@ pub fn is_drawn(request_id: &str, share: f64) -> bool {
     share > 0.0 && seed::draw(request_id, PURPOSE) < share
 }
 
-/// What the request log keeps of a finished request; `None` for one that is not logged in full.
-pub fn served(cx: &Context) -> Option<Box<Served>> {
-    let asked = cx.inputs.asked.as_ref()?;
-    let (serving, inputs, items) = (&cx.serving, &cx.inputs, cx.items());
-    let id = |&item: &ItemIdx| items.id(item).to_owned();
-    let time = |&time_ms: &i64| (time_ms != i64::MIN).then_some(time_ms);
-    let history = inputs.history.iter().zip(&inputs.history_times_ms);
-    let record = |record: &Arc<UserRecord>| (record.bytes().collect(), serving.fit.layout());
-    let rows: Vec<Option<usize>> = cx.scratch.ranked.iter().map(|r| row_of(cx, r.item)).collect();
-    let place = |row: &Option<usize>| row.map(|row| cx.scratch.candidates[row]);
-    Some(Box::new(Served {
-        context: asked.context.clone(),
-        region: inputs.region.map(|at| serving.bundle.items.regions()[at].clone()),
-        history: history.map(|(item, at)| (id(item), time(at))).collect(),
-        shown: inputs.shown.iter().map(id).collect(),
-        user_record: inputs.record.as_ref().map(record),
-        vector: cx.scratch.vector.clone(),
+/// What a request that is logged in full leaves behind: taken from its buffers as it is, and made a record of by
+/// [`Footprint::served`], for which nobody waits.
+pub struct Footprint {
+    serving: Arc<Serving>,
+    late: Arc<Late>,
+    inputs: Arc<Inputs>,
+    vector: Vec<f32>,
+    vector_cached: bool,
+    item_changes: [u64; 2],
+    lost: Lost,
+    /// Of the items of the answer, in its order.
+    rows: Rows,
+    places: Vec<Option<Candidate>>,
+    sources: Vec<Source>,
+    raw_scores: Vec<f64>,
+    propensities: Vec<f64>,
+    dropped: Vec<(ItemIdx, Dropped)>,
+}
+
+/// What is left of a finished request; `None` of one that is not logged in full.
+pub fn footprint(cx: &Context) -> Option<Arc<Footprint>> {
+    cx.inputs.asked.as_ref()?;
+    let scratch = &cx.scratch;
+    let rows: Vec<Option<usize>> = scratch.ranked.iter().map(|r| row_of(cx, r.item)).collect();
+    Some(Arc::new(Footprint {
+        serving: cx.serving.clone(),
+        late: cx.late.clone(),
+        inputs: cx.inputs.clone(),
+        vector: scratch.vector.clone(),
         vector_cached: cx.cached.is_some(),
-        candidates: inputs.candidates as u32,
-        quality: asked.quality,
-        item_changes: [serving.made_at, cx.item_changes[0], cx.item_changes[1]],
-        lost: cx.lost.names().map(str::to_owned).collect(),
-        settings: serving.settings_text.clone(),
-        features: features(cx, &rows),
-        sources: cx.scratch.ranked.iter().map(|r| r.source.name().to_owned()).collect(),
-        retrieval_ranks: rows
-            .iter()
-            .map(|row| place(row).map_or(f32::NAN, |c| c.retrieval_rank))
-            .collect(),
-        similarities: rows
-            .iter()
-            .map(|row| place(row).map_or(f32::NAN, |c| c.similarity))
-            .collect(),
+        item_changes: cx.item_changes,
+        lost: cx.lost.clone(),
+        places: rows.iter().map(|row| row.map(|row| scratch.candidates[row])).collect(),
+        sources: scratch.ranked.iter().map(|r| r.source).collect(),
         raw_scores: rows.iter().map(|&row| raw_score(cx, row)).collect(),
-        propensities: cx.scratch.propensities.clone(),
-        dropped: cx.scratch.dropped.iter().map(|(i, why)| (id(i), why.name().to_owned())).collect(),
+        propensities: scratch.propensities.clone(),
+        dropped: scratch.dropped.clone(),
+        rows: Rows::of(cx, &rows),
     }))
+}
+
+impl Footprint {
+    /// What the request log keeps.
+    pub fn served(&self) -> Served {
+        let (serving, inputs) = (&self.serving, &self.inputs);
+        let items = serving.bundle.items.view_of(self.late.clone());
+        let id = |&item: &ItemIdx| items.id(item).to_owned();
+        let time = |&time_ms: &i64| (time_ms != i64::MIN).then_some(time_ms);
+        let history = inputs.history.iter().zip(&inputs.history_times_ms);
+        let record = |record: &Arc<UserRecord>| (record.bytes().collect(), serving.fit.layout());
+        let of_places = |value: fn(&Candidate) -> f32| {
+            self.places.iter().map(|place| place.as_ref().map_or(f32::NAN, value)).collect()
+        };
+        let dropped = self.dropped.iter();
+        Served {
+            context: inputs.asked.as_ref().map(|asked| asked.context.clone()).unwrap_or_default(),
+            region: inputs.region.map(|at| serving.bundle.items.regions()[at].clone()),
+            history: history.map(|(item, at)| (id(item), time(at))).collect(),
+            shown: inputs.shown.iter().map(id).collect(),
+            user_record: inputs.record.as_ref().map(record),
+            vector: self.vector.clone(),
+            vector_cached: self.vector_cached,
+            candidates: inputs.candidates as u32,
+            quality: inputs.asked.as_ref().map_or(0.0, |asked| asked.quality),
+            item_changes: [serving.made_at, self.item_changes[0], self.item_changes[1]],
+            lost: self.lost.names().map(str::to_owned).collect(),
+            settings: serving.settings_text.clone(),
+            features: self.rows.features(),
+            sources: self.sources.iter().map(|source| source.name().to_owned()).collect(),
+            retrieval_ranks: of_places(|candidate| candidate.retrieval_rank),
+            similarities: of_places(|candidate| candidate.similarity),
+            raw_scores: self.raw_scores.clone(),
+            propensities: self.propensities.clone(),
+            dropped: dropped.map(|(item, why)| (id(item), why.name().to_owned())).collect(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Footprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Footprint({})", self.inputs.request_id)
+    }
 }
 
 /// Where an item stands among the candidates.
@@ -74,39 +121,6 @@ pub fn raw_score(cx: &Context, row: Option<usize>) -> f64 {
         || cx.degraded.contains(&Fallback::RetrievalOrder);
     let score = row.filter(|_| !unranked).and_then(|row| cx.scratch.raw.get(row));
     score.copied().unwrap_or(f64::NAN)
-}
-
-/// The schema's columns of candidates by their rows, as the ranker saw them; none where the request
-/// went without.
-pub fn features(cx: &Context, rows: &[Option<usize>]) -> Vec<f32> {
-    let (bundle, scratch) = (&cx.serving.bundle, &*cx.scratch);
-    let Some(ahead) = cx.ahead.as_ref().filter(|_| !cx.unranked) else { return Vec::new() };
-    let (columns, count) = (&scratch.columns, scratch.candidates.len());
-    let (item_only, whole) = (bundle.plan.item_only(), bundle.ranking.wants_all_columns());
-    let mut out = Vec::with_capacity(rows.len() * bundle.schema.len());
-    for &row in rows {
-        let Some(row) = row else {
-            out.resize(out.len() + bundle.schema.len(), f32::NAN);
-            continue;
-        };
-        out.extend(&ahead.constants);
-        let item = scratch.candidates[row].item;
-        let late = cx.late.get(item).and_then(|late| late.content.as_ref());
-        let value = |column: usize| match late {
-            Some(content) => content.values[column],
-            None => bundle.items.columns().column(column)[item.row()],
-        };
-        let mut place = 0;
-        for (at, &only) in item_only.iter().enumerate() {
-            if only && !whole {
-                out.push(bundle.plan.item_value(at, value));
-            } else {
-                out.push(columns[place * count + row]);
-                place += 1;
-            }
-        }
-    }
-    out
 }
 
 /// The inputs that a record stands for on a version, and what of them that version does not know.

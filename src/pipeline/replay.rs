@@ -82,7 +82,8 @@ impl Replayer {
         let scratch = self.scratch.take().unwrap_or_else(|| Box::new(Scratch::new(&self.serving)));
         let mut cx = Context::new(call, scratch);
         let answer = super::run(&mut cx);
-        let served = record::served(&cx).map(|served| *served).unwrap_or_default();
+        let left = record::footprint(&cx);
+        let served = left.map(|footprint| footprint.served()).unwrap_or_default();
         self.scratch = Some(cx.into_scratch());
         Rerun {
             scores: answer.items.iter().map(|item| item.score).collect(),

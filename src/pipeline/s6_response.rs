@@ -25,6 +25,6 @@ pub fn run(cx: &mut Context) -> Answer {
         degraded: cx.degraded.iter().map(|fallback| fallback.name()).collect(),
         reasons: std::mem::take(&mut cx.reasons),
         timings: Timings::default(),
-        served: None,
+        footprint: None,
     }
 }

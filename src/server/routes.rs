@@ -89,8 +89,14 @@ async fn recommend(http: &HttpRequest, body: Payload, shared: &Shared) -> Result
     let row = request_row(&ask, time_ms);
     let request = question(ask, time_ms);
     let mut answer = engine.recommend(request).await.map_err(refused)?;
-    let served = answer.served.take();
-    shared.parts.requests.offer(vec![RequestRecord { served, ..answered(row, &answer) }]);
+    let (footprint, row) = (answer.footprint.take(), answered(row, &answer));
+    match footprint {
+        None => shared.parts.requests.offer(vec![row]),
+        Some(left) => shared
+            .parts
+            .requests
+            .offer_later(move || RequestRecord { served: Some(Box::new(left.served())), ..row }),
+    }
     Ok(wire::answer(&answer, timings))
 }
 

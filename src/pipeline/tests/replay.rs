@@ -29,7 +29,7 @@ fn logged(world: &World, user: &str, inputs: Inputs, cached: Option<Arc<[f32]>>)
         item_ids: answer.items.iter().map(|item| item.item_id.clone()).collect(),
         scores: answer.items.iter().map(|item| item.score).collect(),
         degraded: answer.degraded.clone(),
-        served: record::served(&cx),
+        served: record::footprint(&cx).map(|left| Box::new(left.served())),
         ..RequestRecord::default()
     }
 }

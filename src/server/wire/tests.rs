@@ -247,7 +247,7 @@ fn an_answer_has_the_documented_shape() {
         degraded: vec!["ranking"],
         reasons: vec![Reason { code: "few_eligible_items", count: 1, text: "one".into() }],
         timings: Timings::default(),
-        served: None,
+        footprint: None,
     };
     full.timings.stages[3] = std::time::Duration::from_micros(70);
     full.timings.total = std::time::Duration::from_micros(100);
