@@ -134,7 +134,10 @@ impl ItemBlock {
 
     /// The values of an item; none past the end.
     fn row(&self, item: ItemIdx) -> &[f32] {
-        bytemuck::cast_slice(self.values.row(item.row()))
+        match self.values.row(item.row()) {
+            [] => &[],
+            bytes => bytemuck::cast_slice(bytes),
+        }
     }
 }
 

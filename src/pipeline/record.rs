@@ -56,7 +56,7 @@ pub fn footprint(cx: &Context) -> Option<Arc<Footprint>> {
         vector: scratch.vector.clone(),
         vector_cached: cx.cached.is_some(),
         item_changes: cx.item_changes,
-        lost: cx.lost.clone(),
+        lost: cx.lost,
         places: rows.iter().map(|row| row.map(|row| scratch.candidates[row])).collect(),
         sources: scratch.ranked.iter().map(|r| r.source).collect(),
         raw_scores: rows.iter().map(|&row| raw_score(cx, row)).collect(),
