@@ -169,7 +169,8 @@ struct Counting {
 
 impl Counting {
     fn run(mut self, drawn: &Receiver<Drawn>) {
-        ffi::thread::yield_to_others();
+        // Not last of all: on a server without an idle moment nothing would be counted, just when it matters.
+        ffi::thread::stand_back();
         let interval = Duration::from_millis(self.config.report_interval_ms);
         let mut next = Instant::now() + interval;
         loop {

@@ -236,8 +236,10 @@ fn every_expression_reads_metrics_that_the_server_has_and_a_planted_drift_fires_
     let choices = server.get("/v1/console/choices").1;
     let devices: Vec<String> =
         choices["devices"].as_array().unwrap().iter().map(|d| d.as_str().unwrap().into()).collect();
-    traffic(&server, world, 300, |at| devices[at % devices.len()].clone());
-    eventually("the drift is reported", || !server.get("/v1/drift").1["stable"]["psi"].is_null());
+    eventually("the drift is reported", || {
+        traffic(&server, world, 60, |at| devices[at % devices.len()].clone());
+        !server.get("/v1/drift").1["stable"]["psi"].is_null()
+    });
     let report = server.get("/v1/drift").1;
     // The devices of training, in its shares.
     let movers = report["stable"]["top_movers"].as_array().unwrap().clone();
