@@ -1,7 +1,8 @@
 -- Every event reduced to numbers. Once a run; the aggregates of every day read it.
 -- A click is a click event or an impression with a positive label; a positive is anything but an
 -- unlabelled or negative impression. A basket is what one user did at one moment.
--- Tables: events, item_keys, user_keys.
+-- In parts, each of the users whose number leaves the same rest. Tables: events, item_keys, user_keys.
+-- Parameters: parts, part (from 0).
 SELECT
   u.user_no,
   i.item_no,
@@ -24,6 +25,7 @@ SELECT
   CAST(CASE WHEN row_number() OVER (PARTITION BY u.user_no, e.ts_ms
                                     ORDER BY e.event_id ASC NULLS LAST) = 1
             THEN 1 ELSE 0 END AS BIGINT) AS basket_first
-FROM events e
-JOIN item_keys i ON e.item_id = i.item_id
-JOIN user_keys u ON e.user_id = u.user_id
+-- The keys first: an engine that cannot tell which side of a join is small holds the left one in memory.
+FROM user_keys u
+JOIN (item_keys i JOIN events e ON e.item_id = i.item_id) ON e.user_id = u.user_id
+WHERE u.user_no % CAST({{parts}} AS INT) = CAST({{part}} AS INT)

@@ -28,7 +28,8 @@ def main(path):
     for table in job["inputs"]:
         spark.read.parquet(table["path"]).createOrReplaceTempView(table["name"])
     for step in job["steps"]:
-        spark.sql(step["sql"]).write.mode("overwrite").parquet(step["path"])
+        for at, part in enumerate(step["parts"]):
+            spark.sql(part).write.mode("append" if at else "overwrite").parquet(step["path"])
         spark.read.parquet(step["path"]).createOrReplaceTempView(step["name"])
         print("made", step["path"], flush=True)
     spark.stop()

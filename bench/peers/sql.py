@@ -92,7 +92,6 @@ def main():
     args = parser.parse_args()
     today = datetime.date.today().isoformat()
     run_id = hashlib.blake2b(str(time.time()).encode(), digest_size=4).hexdigest()
-    rows = []
     for millions in map(int, args.millions.split()):
         data = world(args.binary, args.work, millions)
         for engine in args.engines.split():
@@ -114,15 +113,14 @@ def main():
                 ("features_s", features_s, "s"),
                 ("peak_gib", max(collect_gib, features_gib), "GiB"),
             ]
+            rows = []
             for metric, value, unit in found:
                 row = [run_id, f"events-{millions}m", engine, setting, metric, f"{value:.4g}", unit, today, machine()]
                 print(*row, flush=True)
                 rows.append(row)
             shutil.rmtree(work)
-    with open(args.record, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow("run_id,work,system,setting,metric,value,unit,date,machine".split(","))
-        writer.writerows(rows)
+            with open(args.record, "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 main()

@@ -21,7 +21,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use crate::offline::collect::{remove, table_path};
 use crate::offline::engine::{Engine, Job, Kind, builtin};
 use crate::offline::sql::write_parquet;
-use crate::offline::tables::read_columns;
+use crate::offline::tables::{count_rows, read_columns};
 use crate::types::{DAY_MS, date_of};
 
 /// Section `[offline.aggregates]`: the windows that are counted over, in days, and what is kept.
@@ -61,6 +61,8 @@ pub const TABLES: [&str; 7] = [
 
 /// The tables that every midnight's are made of, in the order in which they are made.
 const SHARED: [&str; 3] = ["item_keys", "user_keys", "facts"];
+/// What an event takes while it is reduced, bytes: its strings, and the rows of its user's basket once more.
+const FACT_BYTES: u64 = 400;
 /// Columns of items that the queries read, with their types where an import has none of the name.
 const ITEM_COLUMNS: [(&str, DataType); 5] = [
     ("item_id", DataType::Utf8),
@@ -96,7 +98,7 @@ pub fn materialise(
     }
     let scratch = work.join("features/scratch");
     remove(&scratch)?;
-    let shared = shared(work, &scratch)?;
+    let shared = shared(work, &scratch, engine)?;
     progress(done_before, as_of_ms.len(), "what all days share");
     // What all days share is made once. Spark is started once, for all days.
     let (shared, groups) = match engine.kind {
@@ -150,7 +152,7 @@ fn partial(work: &Path, as_of_ms: i64) -> PathBuf {
 }
 
 /// The tables that all midnights share, from the collected ones.
-fn shared(work: &Path, scratch: &Path) -> anyhow::Result<Job> {
+fn shared(work: &Path, scratch: &Path, engine: &Engine) -> anyhow::Result<Job> {
     let events = table_path(work, "events");
     ensure!(events.exists(), "the aggregates need the collected events; run collect first");
     let names = ITEM_COLUMNS.map(|(name, _)| name);
@@ -158,12 +160,21 @@ fn shared(work: &Path, scratch: &Path) -> anyhow::Result<Job> {
     let (schema, items) = with_item_columns(&items)?;
     let path = scratch.join("items.parquet");
     write_parquet(&path, schema, &items)?;
+    // A window is computed over all rows at once, and holds them whatever the limit says.
+    let parts = match engine.kind {
+        Kind::Datafusion => {
+            1 + count_rows(&events)? * FACT_BYTES / engine.sql.memory_max_bytes as u64
+        }
+        Kind::Spark => 1,
+    };
     let mut job = Job::default();
     job.input("events", events);
     job.input("items", path);
-    for table in SHARED {
-        job.step(table, scratch.join(format!("{table}.parquet")), &[])?;
-    }
+    let [item_keys, user_keys, facts] =
+        SHARED.map(|table| (table, scratch.join(format!("{table}.parquet"))));
+    job.step(item_keys.0, item_keys.1, &[])?;
+    job.step(user_keys.0, user_keys.1, &[])?;
+    job.step_in_parts(facts.0, facts.1, parts)?;
     Ok(job)
 }
 

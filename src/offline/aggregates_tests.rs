@@ -198,3 +198,38 @@ fn windows_have_the_lengths_and_the_names_of_the_configuration() {
     let error = Config { medium_days: 1, ..config }.check().unwrap_err().to_string();
     assert!(error.contains("2, 1 and 60 days"), "{error}");
 }
+
+#[test]
+fn events_reduced_in_parts_are_those_reduced_at_once() {
+    let basket =
+        bought().replace("'e4'", "'e4', 'v', 'b', 'purchase', 1512000000000, 7.5, NULL), ('e5'");
+    let work = work(&basket);
+    let reduced = |parts: u64| -> Vec<String> {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut job = super::shared(work.path(), scratch.path(), &datafusion()).unwrap();
+        job.steps.truncate(2);
+        let path = scratch.path().join("facts.parquet");
+        job.step_in_parts("facts", path.clone(), parts).unwrap();
+        datafusion().run(&job, &scratch.path().join("engine"), &mut |_| {}).unwrap();
+        assert_eq!((path.is_dir(), count_rows(&path).unwrap()), (parts > 1, 5));
+        let all = SqlText {
+            origin: "test".into(),
+            text: "SELECT CAST(user_no AS VARCHAR) || ' ' || CAST(item_no AS VARCHAR) || ' ' || \
+                   CAST(basket_value AS VARCHAR) || ' ' || CAST(basket_size AS VARCHAR) || ' ' || \
+                   CAST(basket_first AS VARCHAR) AS row FROM facts"
+                .into(),
+        };
+        let engine = sql::Engine::new(&sql_config()).unwrap();
+        engine.register_parquet("facts", &path).unwrap();
+        let (_, batches) = engine.run(&all).unwrap();
+        let rows = batches.iter().map(|batch| string_column(batch, "row").unwrap());
+        let mut rows: Vec<String> = rows
+            .flat_map(|column| column.iter().flatten().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        rows.sort();
+        rows
+    };
+    let whole = reduced(1);
+    assert_eq!(whole.len(), 5, "{whole:?}");
+    assert_eq!(reduced(3), whole);
+}

@@ -47,12 +47,12 @@ pub struct Input {
     pub path: PathBuf,
 }
 
-/// One SELECT and where its rows go.
+/// A table, where its rows go and what gives them: one SELECT and a file, or one for each part of a directory.
 #[derive(Debug, Clone)]
 pub struct Step {
     pub name: String,
     pub path: PathBuf,
-    pub sql: SqlText,
+    pub parts: Vec<SqlText>,
 }
 
 /// Inputs and the SELECTs over them, in order.
@@ -70,9 +70,30 @@ impl Job {
 
     /// Adds the file of `sql/` that makes `name`, which later steps can read.
     pub fn step(&mut self, name: &str, path: PathBuf, parameters: &[(&str, &str)]) -> Result<()> {
-        let sql = builtin(name).with(parameters)?;
-        self.steps.push(Step { name: name.to_owned(), path, sql });
+        let parts = vec![builtin(name).with(parameters)?];
+        self.steps.push(Step { name: name.to_owned(), path, parts });
         Ok(())
+    }
+
+    /// As [`Job::step`], in so many parts that are made one after the other, each in the memory of its own rows: the
+    /// file has parameters `part`, from 0, and `parts`.
+    pub fn step_in_parts(&mut self, name: &str, path: PathBuf, parts: u64) -> Result<()> {
+        let all = parts.to_string();
+        let part = |part: u64| builtin(name).with(&[("parts", &all), ("part", &part.to_string())]);
+        let parts = (0..parts).map(part).collect::<Result<_, _>>()?;
+        self.steps.push(Step { name: name.to_owned(), path, parts });
+        Ok(())
+    }
+}
+
+impl Step {
+    /// The SELECTs and the files of their rows.
+    fn files(&self) -> impl Iterator<Item = (&SqlText, PathBuf)> {
+        let whole = self.parts.len() == 1;
+        self.parts.iter().enumerate().map(move |(part, sql)| match whole {
+            true => (sql, self.path.clone()),
+            false => (sql, self.path.join(format!("part-{part:05}.parquet"))),
+        })
     }
 }
 
@@ -92,8 +113,10 @@ impl Engine<'_> {
             engine.register_parquet(&table.name, &table.path)?;
         }
         for (done, step) in job.steps.iter().enumerate() {
-            let rows = engine.write(&step.sql, &step.path)?;
-            tracing::debug!("{}: {rows} rows", step.path.display());
+            for (sql, path) in step.files() {
+                let rows = engine.write(sql, &path)?;
+                tracing::debug!("{}: {rows} rows", path.display());
+            }
             engine.register_parquet(&step.name, &step.path)?;
             made(done + 1);
         }
@@ -147,7 +170,8 @@ fn why(log: &str, step: Option<&Step>, path: &Path) -> String {
                 or set JAVA_HOME"
             .to_owned();
     }
-    let step = step.map_or(String::new(), |step| format!(" in {}", step.sql.origin));
+    let origin = step.and_then(|step| step.parts.first());
+    let step = origin.map_or(String::new(), |sql| format!(" in {}", sql.origin));
     let sign = |line: &&str| line.contains("Exception") || line.contains("Error");
     let line = log.lines().find(sign).or(log.lines().last()).unwrap_or("").trim();
     format!("{step}: {line} (all of it is in {})", path.display())
@@ -163,7 +187,7 @@ struct Plan {
 struct PlanStep {
     name: String,
     path: PathBuf,
-    sql: String,
+    parts: Vec<String>,
 }
 
 impl Job {
@@ -174,7 +198,8 @@ impl Job {
         });
         let steps = self.steps.iter().map(|step| {
             let path = std::path::absolute(&step.path)?;
-            Ok(PlanStep { name: step.name.clone(), path, sql: step.sql.text.clone() })
+            let parts = step.parts.iter().map(|sql| sql.text.clone()).collect();
+            Ok(PlanStep { name: step.name.clone(), path, parts })
         });
         Ok(Plan { inputs: inputs.collect::<Result<_>>()?, steps: steps.collect::<Result<_>>()? })
     }
