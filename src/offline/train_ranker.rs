@@ -12,7 +12,8 @@ use super::progress;
 use super::ranker_rows;
 use super::reference;
 use super::split::Split;
-use crate::ffi::lightgbm::{self, Dataset, EarlyStop, Params, Table, Target};
+use crate::features::Schema;
+use crate::ffi::lightgbm::{self, Dataset, EarlyStop, Params, Table, Target, Trained};
 use crate::forest::{Forest, Matrix, Platt};
 use crate::types::DAY_MS;
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub requests_per_day_max: usize,
     /// Days after such a request within which what the user takes is its success.
     pub taken_within_days: u32,
+    /// Whether the model is trained once more with the validation days too, for as many trees as they chose.
+    pub refit: bool,
     /// Whether the rows stay beside the model, as `training.parquet` and `validation.parquet`.
     pub keep_rows: bool,
     pub seed: u32,
@@ -92,6 +95,8 @@ pub struct Summary {
     pub validation_rows: usize,
     pub positives: usize,
     pub trees: u32,
+    /// Whether the model that serves has learnt from the validation days too.
+    pub refit: bool,
     pub objective: Objective,
     /// The line that makes probabilities of scores.
     pub calibration: Option<Platt>,
@@ -139,44 +144,34 @@ pub fn run(
         ranker_rows::write(&out.join("training.parquet"), &train, &names)?;
         ranker_rows::write(&out.join("validation.parquet"), &valid, &names)?;
     }
-    let categories: Vec<usize> =
-        (0..schema.len()).filter(|&at| schema.features()[at].is_category()).collect();
-    let mut params = Params::reproducible(config.seed, threads).with_categorical(&categories);
-    for (key, value) in &config.params {
-        params = params.with(key, value.to_string().trim_matches('"'));
-    }
-    let objective = match config.objective {
-        Objective::Binary => "binary",
-        Objective::Lambdarank => "lambdarank",
-    };
-    params = params.with("objective", objective);
-    params = match config.metric.split_once('@') {
-        Some((name, k)) => params.with("metric", name).with("eval_at", k),
-        None => params.with("metric", &config.metric),
-    };
+    let params = params(config, schema, threads);
     let data = Dataset::new(table(&train, schema.len()), target(&train), &names, &params)?;
     let check = data.validation(table(&valid, schema.len()), target(&valid), &params)?;
-    let bar = progress::bar("train ranker", u64::from(config.rounds_max));
     let stop = EarlyStop { metric: &config.metric, patience_rounds: config.patience_rounds };
-    let trained =
-        lightgbm::train(&params, &data, Some(&check), config.rounds_max, Some(stop), |round| {
-            bar.set_position(u64::from(round.round));
-            if let (Some(name), Some(value)) = (round.metrics.first(), round.values.first()) {
-                bar.set_message(format!("{name} {value:.4}"));
-            }
-        })?;
-    bar.finish_and_clear();
-    let forest = Forest::parse(&trained.model)
-        .context("LightGBM wrote a model that the evaluator refuses")?;
+    let trained = boost(&params, &data, Some((&check, stop)), config.rounds_max)?;
+    drop((data, check));
+    let forest = parse(&trained.model)?;
+    // Of rows that the model has not learnt from: so it is not fitted again after a refit.
     let calibration = calibration(&forest, &valid, config)?;
-    let (model, forest) = match calibration {
-        Some(line) => {
-            let model = line.write_into(&trained.model).context("calibrate the ranker")?;
-            let forest = Forest::parse(&model).context("the calibrated model is refused")?;
-            (model, forest)
+    let (counted, validation_rows) = (Counted::of(&train), valid.labels.len());
+    let mut model = trained.model.clone();
+    if config.refit {
+        let horizon = Horizon { until_ms: split.validation_ms.end, ..horizon };
+        let mut newest = match config.taken_within_days {
+            0 => valid,
+            _ => read(&split.validation_ms, horizon, "ranker rows of the validation days")?.0,
+        };
+        if config.objective == Objective::Lambdarank {
+            newest.join_single_rows();
         }
-        None => (trained.model.clone(), forest),
-    };
+        train.append(newest);
+        let data = Dataset::new(table(&train, schema.len()), target(&train), &names, &params)?;
+        model = boost(&params, &data, None, trained.best_round)?.model;
+    }
+    if let Some(line) = calibration {
+        model = line.write_into(&model).context("calibrate the ranker")?;
+    }
+    let forest = parse(&model)?;
     std::fs::write(out.join(crate::bundle::files::RANKER), model)?;
     reference::write(source, models, &split.validation_ms, &forest, out)?;
     let gain: f64 = forest.importance().iter().map(|i| i.gain).sum();
@@ -189,16 +184,71 @@ pub fn run(
         .filter_map(|name| Some((name.clone(), trained.best(name)?)))
         .collect();
     Ok(Summary {
-        rows: train.labels.len(),
-        validation_rows: valid.labels.len(),
-        positives: train.labels.iter().filter(|&&label| label == 1.0).count(),
+        rows: counted.rows,
+        validation_rows,
+        positives: counted.positives,
         trees: trained.best_round,
+        refit: config.refit,
         objective: config.objective,
         calibration,
         validation,
         importance,
         missed_by_retrieval: missed,
     })
+}
+
+/// How much early stopping had to learn from.
+struct Counted {
+    rows: usize,
+    positives: usize,
+}
+
+impl Counted {
+    fn of(rows: &Rows) -> Self {
+        let positives = rows.labels.iter().filter(|&&label| label == 1.0).count();
+        Self { rows: rows.labels.len(), positives }
+    }
+}
+
+fn params(config: &Config, schema: &Schema, threads: usize) -> Params {
+    let categories: Vec<usize> =
+        (0..schema.len()).filter(|&at| schema.features()[at].is_category()).collect();
+    let mut params = Params::reproducible(config.seed, threads).with_categorical(&categories);
+    for (key, value) in &config.params {
+        params = params.with(key, value.to_string().trim_matches('"'));
+    }
+    let objective = match config.objective {
+        Objective::Binary => "binary",
+        Objective::Lambdarank => "lambdarank",
+    };
+    params = params.with("objective", objective);
+    match config.metric.split_once('@') {
+        Some((name, k)) => params.with("metric", name).with("eval_at", k),
+        None => params.with("metric", &config.metric),
+    }
+}
+
+/// Trains at most so many trees, until `watched` gets no better.
+fn boost(
+    params: &Params,
+    data: &Dataset,
+    watched: Option<(&Dataset, EarlyStop)>,
+    rounds: u32,
+) -> Result<Trained> {
+    let bar = progress::bar("train ranker", u64::from(rounds));
+    let (check, stop) = watched.unzip();
+    let trained = lightgbm::train(params, data, check, rounds, stop, |round| {
+        bar.set_position(u64::from(round.round));
+        if let (Some(name), Some(value)) = (round.metrics.first(), round.values.first()) {
+            bar.set_message(format!("{name} {value:.4}"));
+        }
+    })?;
+    bar.finish_and_clear();
+    Ok(trained)
+}
+
+fn parse(model: &str) -> Result<Forest> {
+    Forest::parse(model).context("LightGBM wrote a model that the evaluator refuses")
 }
 
 /// Scores of the validation rows as probabilities. A ranking objective promises none by itself, so

@@ -389,3 +389,30 @@ fn a_ranker_that_learns_the_order_promises_probabilities_once_calibrated() {
     });
     assert!(code == 1 && text.contains("set offline.ranker.objective"), "{text}");
 }
+
+#[test]
+fn a_refit_learns_from_the_validation_days_too_for_as_many_trees() {
+    let trial = Trial::new();
+    let trained = |refit: &str| {
+        trial.passes(&[("offline.ranker.refit", refit)], &["--override", "a test"]);
+        let dir = trial.work().join("ranker");
+        (fs::read_to_string(dir.join(files::RANKER)).unwrap(), json(&dir.join("ranker.json")))
+    };
+    let ((stopped, before), (refitted, after)) = (trained("false"), trained("true"));
+    let of_trees = |model: &str| model.matches("\nTree=").count() as u64;
+    assert_eq!(of_trees(&stopped), before["trees"].as_u64().unwrap());
+    assert_eq!(
+        (of_trees(&refitted), &after["validation"]),
+        (of_trees(&stopped), &before["validation"])
+    );
+    // The first number of the line is that of the root: the rows that the first tree has seen.
+    let seen = |model: &str| -> f64 {
+        let counts = model.lines().find_map(|line| line.strip_prefix("internal_count=")).unwrap();
+        counts.split(' ').next().unwrap().parse().unwrap()
+    };
+    let number = |summary: &Value, key: &str| summary[key].as_f64().unwrap();
+    let more = 1.0 + number(&before, "validation_rows") / number(&before, "rows");
+    let ratio = seen(&refitted) / seen(&stopped);
+    assert!((ratio / more - 1.0).abs() < 0.02, "{ratio} times the rows, expected {more}");
+    assert!((after["refit"] == true) && (before["refit"] == false));
+}
