@@ -2,7 +2,7 @@
 # SHORTLIST_CACHE (~/.cache/shortlist) holds what outlives a clone; CARGO_TARGET_DIR defaults to it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test test-feast test-spark test-onnx check demo clean-demo serve simulate bench-sql bench-quality bench-forest bench-index bench-e2e fuzz sanitize
+.PHONY: help setup build test test-feast test-spark test-onnx test-cuda check demo clean-demo serve simulate bench-sql bench-quality bench-forest bench-index bench-e2e fuzz sanitize
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: ## what CI runs: build, fmt, clippy, every test against a Redis of its own
 
 test-feast: ## the real Feast and Shortlist read from Redis what the other wrote; installs Feast in the cache
 	@tools/test-feast.sh
+
+test-cuda: ## products and a step of training on a CUDA device; says so where there is none. Needs no toolkit
+	@tools/test-cuda.sh
 
 test-onnx: ## the exported towers give the same vectors by onnxruntime; installs it in the cache
 	@tools/test-onnx.sh
@@ -46,7 +49,7 @@ bench-forest: ## the forest evaluator beside LightGBM and lleaves -> bench/recor
 bench-index: ## the index beside FAISS on the same vectors -> bench/record/index.csv (WORKS="synthetic-1m ...")
 	@tools/bench-index.sh
 
-bench-sql: ## seconds and memory of the SQL on both engines -> bench/record/sql.csv (MILLIONS="1 10", ENGINES)
+bench-sql: ## seconds and memory of the SQL on both engines -> bench/record/day.csv (MILLIONS="1 10", ENGINES)
 	@tools/bench-sql.sh
 
 bench-quality: ## towers, ranker and path beside EASE, ALS, item-kNN -> bench/record/quality.csv (WORKS, SEEDS, PEERS)

@@ -11,6 +11,8 @@ say "cargo doc"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --lib
 say "the serving-only build compiles"
 cargo check --release --locked --no-default-features --features serve
+say "the build with CUDA compiles, without a toolkit"
+cargo check --release --locked --features cuda
 if has cargo-deny; then
     say "cargo deny"
     cargo deny --locked check

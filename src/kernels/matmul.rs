@@ -1,10 +1,16 @@
-//! Dense matrix products for training, on the crate `gemm`. All matrices are row-major.
+//! Dense matrix products for training, on the crate `gemm` or on a CUDA device. All matrices are row-major.
+
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use gemm::Parallelism;
 
-/// How a product is spread over threads: the rayon pool it runs in is the caller's.
-pub fn parallelism(threads: usize) -> Parallelism {
-    if threads <= 1 { Parallelism::None } else { Parallelism::Rayon(threads) }
+/// Who multiplies.
+pub enum Engine {
+    /// So many threads of the rayon pool that the caller runs in.
+    Cpu(usize),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<cuda::Gpu>),
 }
 
 /// A row-major matrix read by a product, as it stands or transposed.
@@ -39,17 +45,35 @@ impl<'a> View<'a> {
     }
 }
 
-/// `out = a * b`, or `out += a * b` with `accumulate`.
-///
-/// # Panics
-/// When the inner sizes differ or `out` is not `a.rows x b.columns`.
-pub fn matmul(a: View, b: View, out: &mut [f32], accumulate: bool, threads: Parallelism) {
-    assert_eq!(a.columns, b.rows, "inner sizes of a product");
-    assert_eq!(out.len(), a.rows * b.columns, "size of a product");
+impl Engine {
+    /// `out = a * b`, or `out += a * b` with `accumulate`. When a device fails, the processor does it, and all that
+    /// follow.
+    ///
+    /// # Panics
+    /// When the inner sizes differ or `out` is not `a.rows x b.columns`.
+    pub fn multiply(&mut self, a: View, b: View, out: &mut [f32], accumulate: bool) {
+        assert_eq!(a.columns, b.rows, "inner sizes of a product");
+        assert_eq!(out.len(), a.rows * b.columns, "size of a product");
+        match self {
+            Self::Cpu(threads) => on_cpu(a, b, out, accumulate, *threads),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => {
+                if let Err(error) = gpu.multiply(a, b, out, accumulate) {
+                    tracing::warn!(%error, "the device fails; the processor goes on");
+                    *self = Self::Cpu(rayon::current_num_threads());
+                    self.multiply(a, b, out, accumulate);
+                }
+            }
+        }
+    }
+}
+
+fn on_cpu(a: View, b: View, out: &mut [f32], accumulate: bool, threads: usize) {
+    let threads = if threads <= 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
     let keep = if accumulate { 1.0 } else { 0.0 };
     // SAFETY: `View::new` checked that rows x columns elements lie behind each pointer under its
-    // strides, the assertions above that the sizes agree and that `out` holds the product; `out`
-    // is borrowed mutably, so it overlaps neither operand.
+    // strides, the caller that the sizes agree and that `out` holds the product; `out` is borrowed
+    // mutably, so it overlaps neither operand.
     unsafe {
         gemm::gemm(
             a.rows,
@@ -79,24 +103,46 @@ pub fn matmul(a: View, b: View, out: &mut [f32], accumulate: bool, threads: Para
 mod tests {
     use super::*;
 
-    #[test]
-    fn products_agree_with_three_loops() {
-        let (m, k, n) = (5, 7, 3);
-        let value = |i: usize| ((i * 37 + 11) % 17) as f32 - 8.0;
-        let a: Vec<f32> = (0..m * k).map(value).collect();
-        let b: Vec<f32> = (0..k * n).map(|i| value(i + 3)).collect();
-        let b_t: Vec<f32> = (0..k * n).map(|i| b[(i % k) * n + i / k]).collect();
-        let mut expected = vec![0.0; m * n];
-        for (r, row) in expected.chunks_mut(n).enumerate() {
-            for (c, cell) in row.iter_mut().enumerate() {
-                *cell = (0..k).map(|i| a[r * k + i] * b[i * n + c]).sum();
+    fn products_agree_with_three_loops(engine: &mut Engine) {
+        for (m, k, n) in [(5, 7, 3), (1, 4, 6), (6, 1, 2), (33, 64, 1)] {
+            let value = |i: usize| ((i * 37 + 11) % 17) as f32 - 8.0;
+            let a: Vec<f32> = (0..m * k).map(value).collect();
+            let b: Vec<f32> = (0..k * n).map(|i| value(i + 3)).collect();
+            let a_t: Vec<f32> = (0..m * k).map(|i| a[(i % m) * k + i / m]).collect();
+            let b_t: Vec<f32> = (0..k * n).map(|i| b[(i % k) * n + i / k]).collect();
+            let mut expected = vec![0.0; m * n];
+            for (r, row) in expected.chunks_mut(n).enumerate() {
+                for (c, cell) in row.iter_mut().enumerate() {
+                    *cell = (0..k).map(|i| a[r * k + i] * b[i * n + c]).sum();
+                }
             }
+            let mut out = vec![1.0; m * n];
+            engine.multiply(View::new(&a, m, k), View::new(&b, k, n), &mut out, false);
+            assert_eq!(out, expected, "{m} {k} {n}");
+            engine.multiply(View::new(&a, m, k), View::new(&b_t, n, k).t(), &mut out, true);
+            let twice: Vec<f32> = expected.iter().map(|x| 2.0 * x).collect();
+            assert_eq!(out, twice, "{m} {k} {n}");
+            engine.multiply(View::new(&a_t, k, m).t(), View::new(&b, k, n), &mut out, false);
+            assert_eq!(out, expected, "{m} {k} {n}");
         }
-        let mut out = vec![1.0; m * n];
-        matmul(View::new(&a, m, k), View::new(&b, k, n), &mut out, false, Parallelism::None);
-        assert_eq!(out, expected);
-        matmul(View::new(&a, m, k), View::new(&b_t, n, k).t(), &mut out, true, Parallelism::None);
-        let twice: Vec<f32> = expected.iter().map(|x| 2.0 * x).collect();
-        assert_eq!(out, twice);
+    }
+
+    #[test]
+    fn the_processor_agrees_with_three_loops() {
+        products_agree_with_three_loops(&mut Engine::Cpu(1));
+    }
+
+    /// Whole numbers are exact in any order of adding, so the device must agree to the last bit.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn the_device_agrees_with_three_loops() {
+        match cuda::Gpu::open() {
+            Ok(gpu) => {
+                let mut engine = Engine::Cuda(Box::new(gpu));
+                products_agree_with_three_loops(&mut engine);
+                assert!(matches!(engine, Engine::Cuda(_)), "the device has failed");
+            }
+            Err(error) => eprintln!("skipped: {error}"),
+        }
     }
 }

@@ -48,6 +48,7 @@ pub struct Config {
     pub id_min_count: u32,
     pub seed: u64,
     pub threads: usize,
+    pub device: Device,
     pub epochs_max: u32,
     pub patience_epochs: u32,
     pub batch_rows: usize,
@@ -62,6 +63,15 @@ pub struct Config {
     pub mask_owned: bool,
     pub half_life_days: f32,
     pub basket_damping: f32,
+}
+
+/// Who multiplies the matrices of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    Cpu,
+    /// The first CUDA device, by cuBLAS.
+    Cuda,
 }
 
 /// Why towers could not be trained, written or opened.
@@ -85,6 +95,13 @@ pub enum Error {
     DataRange { what: &'static str, found: u64, limit: u64 },
     #[error("{found} training threads cannot be started; lower towers.threads")]
     Threads { found: usize },
+    #[error(
+        "towers.device = \"cuda\": this program was built without it; build with --features cuda, or set \"cpu\""
+    )]
+    NoCuda,
+    #[cfg(feature = "cuda")]
+    #[error("towers.device = \"cuda\": {0}")]
+    Cuda(#[from] crate::kernels::matmul::cuda::Error),
     #[error("training data holds no positive sample; give rows with a positive event weight")]
     NoPositives,
     #[error("the loss is not finite in epoch {epoch}, step {step}; lower towers.learning_rate")]

@@ -119,7 +119,7 @@ pub fn train(data: &Data, config: &Config, observer: &mut dyn Observer) -> Resul
         config,
         sampler: Sampler::new(data, config)?,
         optimisers: Optimisers::new(&towers, config),
-        work: Workspace::new(&towers, config),
+        work: Workspace::new(&towers, config)?,
         step: 0,
     };
     if config.threads <= 1 {

@@ -1,12 +1,10 @@
 //! One step: both towers forward, the sampled softmax, everything backward.
 
-use gemm::Parallelism;
+use crate::kernels::matmul::{Engine, View};
 
-use crate::kernels::matmul::{View, matmul, parallelism};
-
-use super::super::Config;
 use super::super::mlp::{Mlp, normalise};
 use super::super::model::{ItemInput, Towers, UserInput};
+use super::super::{Config, Device, Error};
 use super::Data;
 use super::batch::Batch;
 use super::optim::RowGradient;
@@ -20,7 +18,7 @@ pub(super) struct Workspace {
     items: Activations,
     users: Activations,
     logits: Vec<f32>,
-    threads: Parallelism,
+    engine: Engine,
 }
 
 /// Gradients of the mean loss of a batch.
@@ -53,8 +51,8 @@ struct Activations {
 }
 
 impl Workspace {
-    pub fn new(towers: &Towers, config: &Config) -> Self {
-        Self {
+    pub fn new(towers: &Towers, config: &Config) -> Result<Self, Error> {
+        Ok(Self {
             batch: Batch::default(),
             grads: Gradients {
                 item: vec![0.0; towers.item.params.len()],
@@ -66,8 +64,19 @@ impl Workspace {
             items: Activations::default(),
             users: Activations::default(),
             logits: Vec::new(),
-            threads: parallelism(config.threads),
-        }
+            engine: engine(config)?,
+        })
+    }
+}
+
+/// Who multiplies, as configured.
+fn engine(config: &Config) -> Result<Engine, Error> {
+    match config.device {
+        Device::Cpu => Ok(Engine::Cpu(config.threads)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda => Ok(Engine::Cuda(Box::new(crate::kernels::matmul::cuda::Gpu::open()?))),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda => Err(Error::NoCuda),
     }
 }
 
@@ -75,17 +84,17 @@ impl Workspace {
 /// added to what stands there.
 pub(super) fn loss_and_gradients(data: &Data, towers: &Towers, work: &mut Workspace) -> Loss {
     gather(data, towers, work);
-    let Workspace { batch, grads, items, users, logits, threads, .. } = work;
+    let Workspace { batch, grads, items, users, logits, engine, .. } = work;
     let (rows, width, dim) = (batch.rows.len(), batch.candidates.len(), towers.dim());
-    items.forward(&towers.item, *threads);
-    users.forward(&towers.user, *threads);
+    items.forward(&towers.item, engine);
+    users.forward(&towers.user, engine);
     let scale = work.log_scale.exp();
     resize(logits, rows * width);
     let mut by_user = std::mem::take(&mut users.gradient);
     let mut by_item = std::mem::take(&mut items.gradient);
     let user_vectors = View::new(users.output(), rows, dim);
     let item_vectors = View::new(items.output(), width, dim);
-    matmul(user_vectors, item_vectors.t(), logits, false, *threads);
+    engine.multiply(user_vectors, item_vectors.t(), logits, false);
 
     let (loss, by_scale) = softmax(batch, scale, logits);
     grads.log_scale = by_scale;
@@ -93,12 +102,12 @@ pub(super) fn loss_and_gradients(data: &Data, towers: &Towers, work: &mut Worksp
     // `logits` now holds the gradient by the cosines.
     let by_cosine = View::new(logits, rows, width);
     resize(&mut by_user, rows * dim);
-    matmul(by_cosine, item_vectors, &mut by_user, false, *threads);
+    engine.multiply(by_cosine, item_vectors, &mut by_user, false);
     resize(&mut by_item, width * dim);
-    matmul(by_cosine.t(), user_vectors, &mut by_item, false, *threads);
+    engine.multiply(by_cosine.t(), user_vectors, &mut by_item, false);
     (users.gradient, items.gradient) = (by_user, by_item);
-    items.backward(&towers.item, &mut grads.item, *threads);
-    users.backward(&towers.user, &mut grads.user, *threads);
+    items.backward(&towers.item, &mut grads.item, engine);
+    users.backward(&towers.user, &mut grads.user, engine);
     scatter(data, towers, batch, items, users, &mut grads.tables);
     loss
 }
@@ -300,7 +309,7 @@ impl Activations {
         &self.layers[self.layers.len() - 1]
     }
 
-    fn forward(&mut self, mlp: &Mlp, threads: Parallelism) {
+    fn forward(&mut self, mlp: &Mlp, engine: &mut Engine) {
         let count = self.lengths.len();
         let last = mlp.sizes.len() - 2;
         for (index, layer) in mlp.layers().enumerate() {
@@ -311,7 +320,7 @@ impl Activations {
             }
             let x = View::new(&below[index], count, layer.inputs);
             let w = View::new(layer.weights, layer.inputs, layer.outputs);
-            matmul(x, w, out, true, threads);
+            engine.multiply(x, w, out, true);
             if index < last {
                 out.iter_mut().for_each(|value| *value = value.max(0.0));
             } else {
@@ -325,7 +334,7 @@ impl Activations {
 
     /// From the gradient by the unit vectors to those of the parameters and, left in
     /// `gradient`, of the input.
-    fn backward(&mut self, mlp: &Mlp, params: &mut [f32], threads: Parallelism) {
+    fn backward(&mut self, mlp: &Mlp, params: &mut [f32], engine: &mut Engine) {
         let count = self.lengths.len();
         let width = mlp.sizes[mlp.sizes.len() - 1];
         let vectors = self.layers[mlp.sizes.len() - 1].chunks_exact(width);
@@ -345,14 +354,14 @@ impl Activations {
             end = start;
             let x = View::new(&self.layers[index], count, inputs);
             let gradient = View::new(&self.gradient, count, outputs);
-            matmul(x.t(), gradient, by_weight, false, threads);
+            engine.multiply(x.t(), gradient, by_weight, false);
             by_bias.fill(0.0);
             for row in self.gradient.chunks_exact(outputs) {
                 by_bias.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
             }
             resize(&mut self.gradient_below, count * inputs);
             let w = View::new(layer.weights, inputs, outputs);
-            matmul(gradient, w.t(), &mut self.gradient_below, false, threads);
+            engine.multiply(gradient, w.t(), &mut self.gradient_below, false);
             if index > 0 {
                 let values = self.layers[index].iter();
                 for (g, &value) in self.gradient_below.iter_mut().zip(values) {

@@ -3,7 +3,7 @@
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::super::{MISSING, UserInput};
+use super::super::{Device, MISSING, UserInput};
 use super::*;
 use crate::types::DAY_MS;
 
@@ -20,6 +20,7 @@ pub(super) fn config() -> Config {
         id_min_count: 2,
         seed: 7,
         threads: 1,
+        device: Device::Cpu,
         epochs_max: 6,
         patience_epochs: 2,
         batch_rows: 64,
@@ -152,7 +153,7 @@ fn step_of(data: &Data, config: &Config) -> (Towers, Workspace) {
     let mut rng = StdRng::seed_from_u64(3);
     let towers = init::towers(data, config, &mut rng);
     let sampler = Sampler::new(data, config).unwrap();
-    let mut work = Workspace::new(&towers, config);
+    let mut work = Workspace::new(&towers, config).unwrap();
     let plan = sampler.epoch(&mut rng);
     sampler.fill(&towers, &plan[0], &mut rng, &mut work.batch);
     (towers, work)
@@ -198,6 +199,39 @@ fn gradients_agree_with_finite_differences() {
             }
         });
     }
+}
+
+/// The order of adding is all that a device may change.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_step_on_the_device_is_that_of_the_processor() {
+    if let Err(error) = crate::kernels::matmul::cuda::Gpu::open() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let (world, config) = (world(20, 60, 6, 1), config());
+    world.with(|data| {
+        let [cpu, device] = [Device::Cpu, Device::Cuda].map(|device| {
+            let (towers, mut work) = step_of(data, &Config { device, ..config.clone() });
+            let loss = step::loss_and_gradients(data, &towers, &mut work).loss;
+            (loss, [work.grads.item, work.grads.user].concat())
+        });
+        assert!((cpu.0 - device.0).abs() < 1e-5 * cpu.0, "{} {}", cpu.0, device.0);
+        let most = cpu.1.iter().fold(0.0, |most: f32, g| most.max(g.abs()));
+        let differs = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-4 * most;
+        assert!(!cpu.1.iter().zip(&device.1).any(differs), "gradients differ");
+    });
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_program_without_cuda_says_how_to_get_it() {
+    let world = world(20, 60, 6, 1);
+    world.with(|data| {
+        let config = Config { device: Device::Cuda, ..config() };
+        let refused = train(data, &config, &mut Silent).err().unwrap().to_string();
+        assert!(refused.contains("--features cuda"), "{refused}");
+    });
 }
 
 #[test]
