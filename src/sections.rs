@@ -98,10 +98,10 @@ impl SectionsWriter {
     }
 
     /// Appends one section whose elements come in chunks, so that it never stands in memory whole.
-    pub fn write_chunks<'a, T: NoUninit>(
+    pub fn write_chunks<T: NoUninit>(
         &mut self,
         name: &str,
-        chunks: impl Iterator<Item = &'a [T]>,
+        chunks: impl Iterator<Item = impl AsRef<[T]>>,
     ) -> Result<(), Error> {
         assert!(
             self.entries.len() < self.capacity,
@@ -112,7 +112,7 @@ impl SectionsWriter {
         let mut hash = blake3::Hasher::new();
         let mut length = 0u64;
         for chunk in chunks {
-            let bytes: &[u8] = bytemuck::cast_slice(chunk);
+            let bytes: &[u8] = bytemuck::cast_slice(chunk.as_ref());
             hash.update(bytes);
             length += bytes.len() as u64;
             self.put(bytes)?;
@@ -307,6 +307,22 @@ impl<T> Column<T> {
     pub fn let_go(&self) {
         if let Column::Mapped { map, range, .. } = self {
             map.let_go(range.clone());
+        }
+    }
+}
+
+impl<T: AnyBitPattern + NoUninit> Column<T> {
+    /// Copies the elements from `first` on; of a mapped file as [`Mmap::copy`] does.
+    ///
+    /// # Panics
+    /// When they lie past the end.
+    pub fn copy(&self, first: usize, out: &mut [T]) {
+        match self {
+            Column::Owned(values) => out.copy_from_slice(&values[first..first + out.len()]),
+            Column::Mapped { map, range, .. } => {
+                assert!(first + out.len() <= self.len(), "past the end of {}", self.len());
+                map.copy(range.start + first * size_of::<T>(), bytemuck::cast_slice_mut(out));
+            }
         }
     }
 }

@@ -125,7 +125,7 @@ fn write(dir: &Path, labels: bool) {
     let mut vectors = vec![0.0; ITEMS as usize * DIM];
     let mut scratch = towers.scratch();
     for (item, vector) in (0..ITEMS).zip(vectors.chunks_exact_mut(DIM)) {
-        let (codes, dense) = ([item % CATEGORIES], [positives[item as usize]]);
+        let (codes, dense) = ([item % CATEGORIES], [positives.value(item as usize)]);
         let input = ItemInput { item: ItemIdx(item), codes: &codes, dense: &dense };
         towers.encode_item(&input, &mut scratch, vector);
     }

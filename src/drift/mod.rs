@@ -27,8 +27,8 @@ pub use window::{Report, Row, Sample, Shown, Verdict, Window};
 pub const STABLE_MAX: f64 = 0.1;
 /// Over this is a large one.
 pub const SHIFTED_MIN: f64 = 0.25;
-/// Rows of one request that are counted: more of them say little more.
-pub const ROWS_PER_REQUEST: usize = 50;
+/// Rows of one request that are counted: more of them say little more, since they hang together.
+pub const ROWS_PER_REQUEST: usize = 10;
 /// Counts that every bin has from the start, of the whole: an empty bin has no logarithm.
 const PRIOR: f64 = 0.5;
 

@@ -1,5 +1,8 @@
-//! Item columns: one `f32` a row, named `table.column`, read in place from the bundle; and the rows
-//! that came or changed since, laid over them.
+//! Item columns: one `f32` a row, named `table.column`; and the rows that came or changed since a bundle was made,
+//! laid over them.
+//!
+//! They are made column by column and lie in a bundle item by item: whoever opens one reads all of them, and later
+//! those who read a few items' columns find each item's in one place of the file.
 
 use crate::packed::{Packing, Part, PartMut};
 use crate::sections::{self, Column, Sections, SectionsWriter};
@@ -7,33 +10,71 @@ use crate::types::ItemIdx;
 
 /// Rows ahead that are asked for while a row is read.
 const AHEAD: usize = 16;
+/// Rows that are worked on at a time, so that they stay in the cache.
+const BLOCK: usize = 4096;
+/// The section of a bundle's file.
+const SECTION: &str = "columns";
 
 /// Named columns over all items, each of `rows` values; NaN is missing, categories are codes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ItemColumns {
     rows: usize,
     names: Vec<String>,
-    values: Vec<Column<f32>>,
+    values: Values,
+}
+
+#[derive(Clone, Debug)]
+enum Values {
+    /// Column by column.
+    Columns(Vec<Vec<f32>>),
+    /// Item by item.
+    Rows(Column<f32>),
+}
+
+/// One of [`ItemColumns`].
+#[derive(Clone, Copy, Debug)]
+pub struct ItemColumn<'a> {
+    values: &'a [f32],
+    first: usize,
+    /// From one row to the next.
+    step: usize,
+    rows: usize,
+}
+
+impl<'a> ItemColumn<'a> {
+    /// The value of a row; NaN past the end.
+    #[inline]
+    pub fn value(self, row: usize) -> f32 {
+        self.values.get(self.first + row * self.step).copied().unwrap_or(f32::NAN)
+    }
+
+    /// All values.
+    pub fn iter(self) -> impl Iterator<Item = f32> + 'a {
+        (0..self.rows).map(move |row| self.value(row))
+    }
 }
 
 impl ItemColumns {
     /// No columns yet, over `rows` items.
     pub fn new(rows: usize) -> Self {
-        Self { rows, names: Vec::new(), values: Vec::new() }
+        Self { rows, names: Vec::new(), values: Values::Columns(Vec::new()) }
     }
 
     /// Adds or replaces a column.
     ///
     /// # Panics
-    /// When its length differs from the number of items.
-    pub fn insert(&mut self, name: &str, values: impl Into<Column<f32>>) {
-        let values = values.into();
+    /// When its length differs from the number of items, and for columns of a bundle.
+    pub fn insert(&mut self, name: &str, values: Vec<f32>) {
         assert_eq!(values.len(), self.rows, "column `{name}` has the wrong length");
-        match self.find(name) {
-            Some(at) => self.values[at] = values,
+        let place = self.find(name);
+        let Values::Columns(columns) = &mut self.values else {
+            panic!("column `{name}`: a bundle does not change");
+        };
+        match place {
+            Some(at) => columns[at] = values,
             None => {
                 self.names.push(name.to_owned());
-                self.values.push(values);
+                columns.push(values);
             }
         }
     }
@@ -43,14 +84,34 @@ impl ItemColumns {
         self.names.iter().position(|n| n == name)
     }
 
-    /// The values of a column.
-    pub fn column(&self, at: usize) -> &[f32] {
-        &self.values[at]
+    /// A column.
+    pub fn column(&self, at: usize) -> ItemColumn<'_> {
+        let rows = self.rows;
+        match &self.values {
+            Values::Columns(columns) => {
+                ItemColumn { values: &columns[at], first: 0, step: 1, rows }
+            }
+            Values::Rows(values) => ItemColumn { values, first: at, step: self.names.len(), rows },
+        }
     }
 
-    /// The values of a column by name.
-    pub fn get(&self, name: &str) -> Option<&[f32]> {
+    /// A column by name.
+    pub fn get(&self, name: &str) -> Option<ItemColumn<'_>> {
         self.find(name).map(|at| self.column(at))
+    }
+
+    /// Copies the values of an item in the order of [`ItemColumns::names`]. Of a bundle's file no page stays in memory.
+    ///
+    /// # Panics
+    /// When there is no such item, or `out` has another length.
+    pub fn copy_row(&self, item: ItemIdx, out: &mut [f32]) {
+        assert_eq!(out.len(), self.names.len(), "a value a column");
+        match &self.values {
+            Values::Columns(columns) => {
+                out.iter_mut().zip(columns).for_each(|(out, column)| *out = column[item.row()]);
+            }
+            Values::Rows(values) => values.copy(item.row() * out.len(), out),
+        }
     }
 
     /// Names in order.
@@ -63,26 +124,34 @@ impl ItemColumns {
         self.rows
     }
 
-    /// Writes one section a column, `c.<position>`; the names travel with the caller's metadata.
+    /// Writes one section, item by item; the names travel with the caller's metadata.
     pub fn save(&self, file: &mut SectionsWriter) -> Result<(), sections::Error> {
-        for (at, values) in self.values.iter().enumerate() {
-            file.write(&format!("c.{at}"), values)?;
-        }
-        Ok(())
+        let width = self.names.len();
+        let block = |first: usize| {
+            let rows = BLOCK.min(self.rows - first);
+            let mut block = vec![0.0; rows * width];
+            for at in 0..width {
+                let column = self.column(at);
+                let places = block.iter_mut().skip(at).step_by(width);
+                places.zip(first..).for_each(|(place, row)| *place = column.value(row));
+            }
+            block
+        };
+        file.write_chunks::<f32>(SECTION, (0..self.rows).step_by(BLOCK).map(block))
     }
 
     /// Reads what [`ItemColumns::save`] wrote.
     pub fn open(rows: usize, names: Vec<String>, file: &Sections) -> Result<Self, sections::Error> {
-        let values = (0..names.len())
-            .map(|at| file.get_exact(&format!("c.{at}"), rows))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { rows, names, values })
+        let values = file.get_exact(SECTION, rows * names.len())?;
+        Ok(Self { rows, names, values: Values::Rows(values) })
     }
 
     /// Gives back the memory of columns that lie in a file, until they are read again: for when
     /// their rows have been gathered ([`ItemBlock`]).
     pub fn let_go(&self) {
-        self.values.iter().for_each(Column::let_go);
+        if let Values::Rows(values) = &self.values {
+            values.let_go();
+        }
     }
 }
 
@@ -115,13 +184,12 @@ impl ItemBlock {
 
     /// Writes columns into a part of rows of [`ItemBlock::row_bytes`].
     pub fn fill(items: &ItemColumns, columns: &[usize], mut part: PartMut) {
-        // A stretch of rows at a time, so that what is written stays in the cache.
-        const ROWS: usize = 4096;
-        for first in (0..items.rows()).step_by(ROWS) {
+        for first in (0..items.rows()).step_by(BLOCK) {
             for (place, &column) in columns.iter().enumerate() {
-                let values = items.column(column)[first..].iter().take(ROWS);
-                for (row, value) in (first..).zip(values) {
-                    part.row(row)[place * 4..][..4].copy_from_slice(&value.to_ne_bytes());
+                let column = items.column(column);
+                for row in first..items.rows().min(first + BLOCK) {
+                    let value = column.value(row).to_ne_bytes();
+                    part.row(row)[place * 4..][..4].copy_from_slice(&value);
                 }
             }
         }
@@ -227,7 +295,7 @@ impl<'a> ItemRows<'a> {
         for (&column, out) in columns.iter().zip(out.chunks_exact_mut(rows.max(1))) {
             let column = self.columns.column(column);
             for (out, item) in out.iter_mut().zip(items.clone()) {
-                *out = column.get(item.row()).copied().unwrap_or(f32::NAN);
+                *out = column.value(item.row());
             }
         }
     }

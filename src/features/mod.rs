@@ -19,7 +19,7 @@ mod schema;
 mod users;
 
 pub use dictionary::{Dictionaries, Dictionary};
-pub use items::{ItemBlock, ItemColumns, ItemRows, LateRows};
+pub use items::{ItemBlock, ItemColumn, ItemColumns, ItemRows, LateRows};
 pub use plan::{Candidate, History, Plan, PlanError, PlanScratch, RequestInput};
 pub use record::{UserRecord, fingerprint};
 pub use schema::{Feature, Schema, SchemaError, Scope};

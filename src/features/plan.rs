@@ -151,7 +151,7 @@ impl Plan {
     /// Fills column `at`, which depends on the item alone, for items from `first_row` on.
     pub fn item_column(&self, at: usize, items: &ItemColumns, first_row: usize, out: &mut [f32]) {
         for (row, value) in out.iter_mut().enumerate() {
-            *value = self.item_value(at, |column| items.column(column)[first_row + row]);
+            *value = self.item_value(at, |column| items.column(column).value(first_row + row));
         }
     }
 

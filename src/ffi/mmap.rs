@@ -12,8 +12,15 @@ use super::large::Large;
 #[derive(Clone, Debug)]
 pub enum Mmap {
     /// The pages are the file's: they may be given back, and come again when they are read.
-    File(Arc<memmap2::Mmap>),
+    File(Arc<Mapped>),
     Copy(Arc<Large<u8>>),
+}
+
+/// A mapped file.
+#[derive(Debug)]
+pub struct Mapped {
+    map: memmap2::Mmap,
+    file: File,
 }
 
 impl Mmap {
@@ -27,7 +34,7 @@ impl Mmap {
         // while it is read. Bundle files are immutable by contract: they are written under a
         // temporary name, renamed, and never opened for writing again.
         let map = unsafe { memmap2::Mmap::map(&file)? };
-        Ok(Self::File(Arc::new(map)))
+        Ok(Self::File(Arc::new(Mapped { map, file })))
     }
 
     /// Reads `path` into memory of its own, in huge pages where the system has them: for what is
@@ -56,22 +63,41 @@ impl Mmap {
     /// not wait for a disk. Returns at once.
     pub fn will_need(&self) {
         #[cfg(unix)]
-        if let Self::File(map) = self
-            && let Err(error) = map.advise(memmap2::Advice::WillNeed)
+        if let Self::File(mapped) = self
+            && let Err(error) = mapped.map.advise(memmap2::Advice::WillNeed)
         {
             tracing::debug!(%error, "no reading ahead");
         }
     }
 
+    /// Copies the bytes from `first` on without a page of the map becoming this process's: for a few bytes here and
+    /// there of a large file that should not count as memory.
+    ///
+    /// # Panics
+    /// When they lie past the end.
+    pub fn copy(&self, first: usize, out: &mut [u8]) {
+        let range = first..first + out.len();
+        assert!(range.end <= self.len(), "{range:?} of {} bytes", self.len());
+        #[cfg(unix)]
+        if let Self::File(mapped) = self {
+            use std::os::unix::fs::FileExt;
+            match mapped.file.read_exact_at(out, first as u64) {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "the map is read instead"),
+            }
+        }
+        out.copy_from_slice(&self[range]);
+    }
+
     /// Gives pages of a mapped file back until they are read again.
     pub fn let_go(&self, range: Range<usize>) {
         #[cfg(target_os = "linux")]
-        if let Self::File(map) = self {
+        if let Self::File(mapped) = self {
             // SAFETY: the map is shared, read-only and backed by a file that nobody writes: a page
             // that was given back is read from the file again, with the same bytes.
             let done = unsafe {
                 let not_needed = memmap2::UncheckedAdvice::DontNeed;
-                map.unchecked_advise_range(not_needed, range.start, range.len())
+                mapped.map.unchecked_advise_range(not_needed, range.start, range.len())
             };
             if let Err(error) = done {
                 tracing::debug!(%error, "the pages stay");
@@ -85,7 +111,7 @@ impl Deref for Mmap {
     #[inline]
     fn deref(&self) -> &[u8] {
         match self {
-            Self::File(map) => map,
+            Self::File(mapped) => &mapped.map,
             Self::Copy(memory) => memory,
         }
     }

@@ -16,7 +16,7 @@ use super::recall::{self, Scope};
 use super::split::Split;
 use super::{aggregates, progress};
 use crate::bundle::{TowerInputs, TowerUser, code};
-use crate::features::ItemColumns;
+use crate::features::{ItemColumn, ItemColumns};
 use crate::towers::train::{Data, Observer, Progress, Row, encode_all, rows_of, train};
 use crate::towers::{self, Towers};
 use crate::types::ItemIdx;
@@ -240,21 +240,21 @@ fn user_column(columns: &[String], name: &str) -> Result<usize> {
     at.with_context(|| format!("offline.towers.inputs: no user column `{name}`"))
 }
 
-fn item_column<'a>(items: &'a ItemColumns, name: &str) -> Result<&'a [f32]> {
+fn item_column<'a>(items: &'a ItemColumns, name: &str) -> Result<ItemColumn<'a>> {
     items.get(name).with_context(|| format!("offline.towers.inputs: no item column `{name}`"))
 }
 
 /// Codes of the item tower, `items x inputs.item_codes`.
 pub fn item_codes(items: &ItemColumns, inputs: &TowerInputs) -> Result<Vec<u32>> {
-    let columns: Vec<&[f32]> =
+    let columns: Vec<ItemColumn> =
         inputs.item_codes.iter().map(|n| item_column(items, n)).collect::<Result<_>>()?;
-    Ok((0..items.rows()).flat_map(|row| columns.iter().map(move |c| code(c[row]))).collect())
+    Ok((0..items.rows()).flat_map(|row| columns.iter().map(move |c| code(c.value(row)))).collect())
 }
 
 fn item_dense(items: &ItemColumns, inputs: &TowerInputs) -> Result<Vec<f32>> {
-    let columns: Vec<&[f32]> =
+    let columns: Vec<ItemColumn> =
         inputs.item_dense.iter().map(|n| item_column(items, n)).collect::<Result<_>>()?;
-    Ok((0..items.rows()).flat_map(|row| columns.iter().map(move |c| c[row])).collect())
+    Ok((0..items.rows()).flat_map(|row| columns.iter().map(move |c| c.value(row))).collect())
 }
 
 /// Judges epochs by recall on the held-out days, and shows where training stands.

@@ -120,6 +120,7 @@ fn skew(sample: &Sample) -> Option<f64> {
     plan.constants(&request, &mut constants);
     let mut scratch = plan.scratch(ranked.len());
     plan.columns(&request, bundle.items.columns(), ranked, &mut scratch, &mut columns);
+    bundle.items.columns().let_go();
     let expected = |row: usize| {
         let of_row = (0..plan.column_count()).map(move |at| at * ranked.len() + row);
         constants.iter().copied().chain(of_row.map(|at| columns[at]))

@@ -1,8 +1,7 @@
 //! Rows of a request as the ranker saw them, taken from its buffers before the next request has them.
 //!
-//! What of a row depends on the item alone is not in the buffers and lies far apart in memory, a column here and a
-//! column there: a thousandth of a second for twenty rows, for which no request should wait. So who draws a request
-//! takes its [`Rows`], and asks for their features on a thread of its own.
+//! What of a row depends on the item alone is not in the buffers and is read from the bundle's file, for which no
+//! request should wait. So who draws a request takes its [`Rows`], and asks for their features on a thread of its own.
 
 use std::sync::Arc;
 
@@ -60,6 +59,8 @@ impl Rows {
         }
         let width = bundle.schema.len();
         let item_only = bundle.plan.item_only();
+        let built = bundle.items.columns();
+        let mut row = vec![f32::NAN; built.names().len()];
         let mut columns = self.columns.iter();
         let mut out = Vec::with_capacity(self.items.len() * width);
         for &item in &self.items {
@@ -69,12 +70,12 @@ impl Rows {
             };
             out.extend(&self.constants);
             let late = self.late.get(item).and_then(|late| late.content.as_ref());
-            let value = |column: usize| match late {
-                Some(content) => content.values[column],
-                None => bundle.items.columns().column(column)[item.row()],
-            };
+            match late {
+                Some(content) => row.copy_from_slice(&content.values),
+                None => built.copy_row(item, &mut row),
+            }
             out.extend(item_only.iter().enumerate().map(|(at, &only)| match only && !self.whole {
-                true => bundle.plan.item_value(at, value),
+                true => bundle.plan.item_value(at, |column| row[column]),
                 false => columns.next().copied().unwrap_or(f32::NAN),
             }));
         }

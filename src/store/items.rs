@@ -111,7 +111,7 @@ impl Items {
         limit("labels", labels.len(), LABELS_MAX)?;
         limit("regions", regions.len(), REGIONS_MAX)?;
         let position = |all: &[String], one: &String| all.binary_search(one).expect("collected");
-        let mut file = SectionsWriter::create(path, 20 + columns.names().len() + regions.len())?;
+        let mut file = SectionsWriter::create(path, 20 + regions.len())?;
         IdTable::new(records.iter().map(|r| r.id.as_str())).save("item", &mut file)?;
         text(records, |r| r.title.as_deref()).save("title", &mut file)?;
         text(records, |r| r.image_url.as_deref()).save("image", &mut file)?;
@@ -423,6 +423,8 @@ impl View<'_> {
             return content.clone();
         }
         let columns = &self.items.columns;
+        let mut values = vec![f32::NAN; columns.names().len()];
+        columns.copy_row(item, &mut values);
         Content {
             title: self.title(item).map(str::to_owned),
             category: self.category(item).map(str::to_owned),
@@ -430,7 +432,7 @@ impl View<'_> {
             price: self.price(item),
             created_ms: self.created_ms(item),
             image_url: self.image_url(item).map(str::to_owned),
-            values: (0..columns.names().len()).map(|at| columns.column(at)[item.row()]).collect(),
+            values,
             bins: Vec::new(),
         }
     }
@@ -533,7 +535,7 @@ mod tests {
         assert_eq!((view.category(a), view.category(c)), (Some("beer"), None));
         assert_eq!((view.price(a), view.price(b)), (Some(2.5), None));
         assert_eq!((view.age_days(a, 86_400_000), view.age_days(b, 0)), (Some(1.0), None));
-        assert_eq!(items.columns().get("items.price").unwrap()[2], 1.0);
+        assert_eq!(items.columns().get("items.price").unwrap().value(2), 1.0);
     }
 
     #[test]

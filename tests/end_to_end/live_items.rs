@@ -429,7 +429,7 @@ fn check_scores(bundle: &Bundle, names: &Names) {
     for (at, name) in built.names().iter().enumerate() {
         let value = |row: usize| match view.values(ItemIdx(row as u32)) {
             Some(values) => values[at],
-            None => built.column(at).get(row).copied().unwrap_or(f32::NAN),
+            None => built.column(at).value(row),
         };
         rebuilt.insert(name, (0..rows).map(value).collect::<Vec<_>>());
     }

@@ -42,7 +42,7 @@ impl Repeats {
         let (_, key) = read.ok_or_else(unread)?;
         let codes = items.get(&key).ok_or_else(unread)?;
         let mut of_code = Vec::new();
-        for (item, &code) in (0..).map(ItemIdx).zip(codes) {
+        for (item, code) in (0..).map(ItemIdx).zip(codes.iter()) {
             if code.is_nan() {
                 continue;
             }
