@@ -1,7 +1,7 @@
 //! Rows in parts: what several modules read of the same row, side by side in whole cache lines.
 //!
 //! ```text
-//! row r     | part 0 | part 1 | part 2 | zeros |        every part at a multiple of 8
+//! row r     | part 0 | part 1 | part 2 | zeros |        every part at a multiple of 4
 //!           '- at r * stride, a whole number of cache lines, or a part of one line
 //! ```
 //! In a table of gigabytes most of the time of a read goes to finding the page, so a candidate whose features, bytes
@@ -13,7 +13,7 @@ use crate::ffi::large::Large;
 use crate::kernels::prefetch;
 
 const LINE: usize = 64;
-const ALIGN: usize = 8;
+const ALIGN: usize = 4;
 
 /// Rows that are being filled, in `N` parts.
 pub struct Packing<const N: usize> {

@@ -68,6 +68,7 @@ impl Ranking {
     /// Writes the item columns of all items as bytes into rows of [`Ranking::bin_bytes`].
     pub fn fill_bins(&self, plan: &Plan, items: &ItemColumns, part: PartMut) {
         self.evaluator.fill_bins(part, |place, first_row, out| {
+            items.let_go_before(first_row);
             plan.item_column(self.item_only[place], items, first_row, out);
         });
     }

@@ -12,6 +12,8 @@ use crate::types::ItemIdx;
 const AHEAD: usize = 16;
 /// Rows that are worked on at a time, so that they stay in the cache.
 const BLOCK: usize = 4096;
+/// Rows of a bundle's file that are in memory at most while all of them are read.
+const LET_GO_ROWS: usize = 1 << 19;
 /// The section of a bundle's file.
 const SECTION: &str = "columns";
 
@@ -146,6 +148,25 @@ impl ItemColumns {
         Ok(Self { rows, names, values: Values::Rows(values) })
     }
 
+    /// The values of a column by name, copied. Of a bundle's file no page stays in memory.
+    pub fn copy_column(&self, name: &str) -> Option<Vec<f32>> {
+        let column = self.get(name)?;
+        let mut values = Vec::with_capacity(self.rows);
+        for row in 0..self.rows {
+            self.let_go_before(row);
+            values.push(column.value(row));
+        }
+        self.let_go();
+        Some(values)
+    }
+
+    /// For who reads all rows in order: at every so many rows, gives back the memory of those before.
+    pub fn let_go_before(&self, row: usize) {
+        if row.is_multiple_of(LET_GO_ROWS) {
+            self.let_go();
+        }
+    }
+
     /// Gives back the memory of columns that lie in a file, until they are read again: for when
     /// their rows have been gathered ([`ItemBlock`]).
     pub fn let_go(&self) {
@@ -185,6 +206,7 @@ impl ItemBlock {
     /// Writes columns into a part of rows of [`ItemBlock::row_bytes`].
     pub fn fill(items: &ItemColumns, columns: &[usize], mut part: PartMut) {
         for first in (0..items.rows()).step_by(BLOCK) {
+            items.let_go_before(first);
             for (place, &column) in columns.iter().enumerate() {
                 let column = items.column(column);
                 for row in first..items.rows().min(first + BLOCK) {

@@ -52,13 +52,11 @@ pub struct ItemRecord {
 /// What the rules read of an item of the build: side by side, so that a candidate costs one access
 /// to memory.
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
+#[repr(C, packed(4))]
 struct Facts {
     created_ms: i64,
     labels: u64,
     category: u32,
-    /// Zeros, to the end of a whole number of words.
-    rest: u32,
 }
 
 /// All items of a bundle.
@@ -449,7 +447,7 @@ fn facts(path: &Path, file: &Sections, n: usize, names: &Metadata) -> Result<Par
     let mut facts = packing.part(0);
     for row in 0..n {
         let (created_ms, labels, category) = (created_ms[row], labels[row], category[row]);
-        let fact = Facts { created_ms, labels, category, rest: 0 };
+        let fact = Facts { created_ms, labels, category };
         if fact.category != NO_CATEGORY && fact.category as usize >= categories {
             let (path, code) = (path.to_owned(), fact.category);
             return Err(Error::Category { path, row, code, categories });

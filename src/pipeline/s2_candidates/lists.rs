@@ -48,7 +48,7 @@ impl Lists {
             Repeats::default()
         });
         let mut column = |source: Source, name: &str| {
-            let values = items.columns().get(name);
+            let values = columns.copy_column(name);
             if values.is_none() && quotas[source as usize] > 0 {
                 quotas[source as usize] = 0;
                 remarks.push(Remark::NoColumn { of: source.name(), column: name.to_owned() });
@@ -69,11 +69,11 @@ impl Lists {
         };
         // The fallback of the whole stage, so it has every item that there is room for.
         let popular =
-            list(&|item| Some(wanted.map_or(0.0, |wanted| wanted.value(item.row()).max(0.0))));
+            list(&|item| Some(wanted.as_ref().map_or(0.0, |wanted| wanted[item.row()].max(0.0))));
         let trending = match (rise, users) {
             (Some(rise), Some(users)) if quotas[Source::Trending as usize] > 0 => list(&|item| {
-                let enough = users.value(item.row()) >= config.trending.floor;
-                Some(rise.value(item.row())).filter(|rise| enough && !rise.is_nan())
+                let enough = users[item.row()] >= config.trending.floor;
+                Some(rise[item.row()]).filter(|rise| enough && !rise.is_nan())
             }),
             _ => ByRegion::default(),
         };
@@ -81,12 +81,11 @@ impl Lists {
             Some(shown) if quotas[Source::Fresh as usize] > 0 => list(&|item| {
                 let age_days = view.age_days(item, as_of_ms)?.max(0.0);
                 // No count is a count of zero: nobody has seen the item.
-                let seen_enough = shown.value(item.row()) > config.fresh.impressions_max;
+                let seen_enough = shown[item.row()] > config.fresh.impressions_max;
                 (age_days <= config.fresh.age_max_days && !seen_enough).then_some(-age_days as f32)
             }),
             _ => ByRegion::default(),
         };
-        columns.let_go();
         Self { repeats, trending, popular, fresh, quotas, candidates }
     }
 

@@ -40,9 +40,9 @@ impl Repeats {
         let at = maps.iter().position(|name| name == map).ok_or_else(unread)?;
         let read = schema.maps().into_iter().find(|(name, _)| name == map);
         let (_, key) = read.ok_or_else(unread)?;
-        let codes = items.get(&key).ok_or_else(unread)?;
+        let codes = items.copy_column(&key).ok_or_else(unread)?;
         let mut of_code = Vec::new();
-        for (item, code) in (0..).map(ItemIdx).zip(codes.iter()) {
+        for (item, code) in (0..).map(ItemIdx).zip(codes) {
             if code.is_nan() {
                 continue;
             }
