@@ -66,7 +66,9 @@ pub enum Error {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
     Json { path: PathBuf, source: serde_json::Error },
-    #[error("{path}: bundle format {found} is not supported (this program reads {FORMAT_VERSION})")]
+    #[error(
+        "{path}: bundle format {found} is not supported (this program reads {FORMAT_VERSION}); make it again: shortlist pipeline run"
+    )]
     Format { path: PathBuf, found: u32 },
     #[error("{path}: {found} bytes, the manifest says {expected}; fetch the bundle again")]
     Length { path: PathBuf, found: u64, expected: u64 },

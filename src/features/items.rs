@@ -40,19 +40,13 @@ pub struct ItemColumn<'a> {
     first: usize,
     /// From one row to the next.
     step: usize,
-    rows: usize,
 }
 
-impl<'a> ItemColumn<'a> {
+impl ItemColumn<'_> {
     /// The value of a row; NaN past the end.
     #[inline]
     pub fn value(self, row: usize) -> f32 {
         self.values.get(self.first + row * self.step).copied().unwrap_or(f32::NAN)
-    }
-
-    /// All values.
-    pub fn iter(self) -> impl Iterator<Item = f32> + 'a {
-        (0..self.rows).map(move |row| self.value(row))
     }
 }
 
@@ -88,12 +82,9 @@ impl ItemColumns {
 
     /// A column.
     pub fn column(&self, at: usize) -> ItemColumn<'_> {
-        let rows = self.rows;
         match &self.values {
-            Values::Columns(columns) => {
-                ItemColumn { values: &columns[at], first: 0, step: 1, rows }
-            }
-            Values::Rows(values) => ItemColumn { values, first: at, step: self.names.len(), rows },
+            Values::Columns(columns) => ItemColumn { values: &columns[at], first: 0, step: 1 },
+            Values::Rows(values) => ItemColumn { values, first: at, step: self.names.len() },
         }
     }
 

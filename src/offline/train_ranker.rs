@@ -153,7 +153,9 @@ pub fn run(
     let forest = parse(&trained.model)?;
     // Of rows that the model has not learnt from: so it is not fitted again after a refit.
     let calibration = calibration(&forest, &valid, config)?;
-    let (counted, validation_rows) = (Counted::of(&train), valid.labels.len());
+    // How much early stopping had to learn from.
+    let (rows, validation_rows) = (train.labels.len(), valid.labels.len());
+    let positives = train.labels.iter().filter(|&&label| label == 1.0).count();
     let mut model = trained.model.clone();
     if config.refit {
         let horizon = Horizon { until_ms: split.validation_ms.end, ..horizon };
@@ -184,9 +186,9 @@ pub fn run(
         .filter_map(|name| Some((name.clone(), trained.best(name)?)))
         .collect();
     Ok(Summary {
-        rows: counted.rows,
+        rows,
         validation_rows,
-        positives: counted.positives,
+        positives,
         trees: trained.best_round,
         refit: config.refit,
         objective: config.objective,
@@ -195,19 +197,6 @@ pub fn run(
         importance,
         missed_by_retrieval: missed,
     })
-}
-
-/// How much early stopping had to learn from.
-struct Counted {
-    rows: usize,
-    positives: usize,
-}
-
-impl Counted {
-    fn of(rows: &Rows) -> Self {
-        let positives = rows.labels.iter().filter(|&&label| label == 1.0).count();
-        Self { rows: rows.labels.len(), positives }
-    }
 }
 
 fn params(config: &Config, schema: &Schema, threads: usize) -> Params {
