@@ -4,8 +4,10 @@
     redis-down  hung, slowed, killed and restarted empty, at half the rate; Redis is empty afterwards
     swap        two names of one bundle take turns at half the rate
     nginx       two servers behind nginx with config/nginx/shortlist.conf; one restarts at half the rate
+    original-stack   in turns with original_stack.py on the same core: what each of them sustains
 
-`--rate` is the rate at saturation that e2e.py found. All but `nginx` expect a server that is ready.
+`--rate` is the rate at saturation that e2e.py found. All but `nginx` expect a server that is ready
+(`original-stack` two).
 Figures come from the generator's timeline, second by second.
 """
 
@@ -38,6 +40,8 @@ PAUSE_S = 4
 STOLEN_TICKS = 6
 # "Back to normal" is a second with p99 below that of a sustained rate (e2e.py).
 NORMAL_MS = 20.0
+# What the original stack may take, and Shortlist beside it.
+STACK_MS = 1000
 
 
 class Timeline:
@@ -326,15 +330,40 @@ def nginx(args, record):
     record.add("restart", {"away_s": again - STEADY_S}, "s")
 
 
+def original_stack(args, record):
+    """Both wait on one core, one at a time is asked, and both may take a second: throughput alone."""
+    loose = {"deadline_ms": STACK_MS, "p99_ms": STACK_MS, "step_s": args.seconds}
+    sides = {"shortlist": argparse.Namespace(**vars(args) | loose),
+             "original-stack": argparse.Namespace(**vars(args) | loose | {
+                 "url": args.stack_url, "users": args.stack_users, "rate": args.stack_rate})}
+    peaks = {system: [] for system in sides}
+    for turn in range(args.rounds):
+        for system, side in sides.items():
+            side.runs = 1000 * (turn + 1)
+            peaks[system].append(e2e.saturation(side)[0])
+    medians = {system: statistics.median(rates) for system, rates in peaks.items()}
+    for system, side in sides.items():
+        args.system = system
+        setting = f"peak p99<{STACK_MS} ms"
+        record.add(setting, {"rps_per_core": medians[system]}, f"1/s, median of {args.rounds}")
+        record.add(setting, {"rps_per_core_least": min(peaks[system]), "rps_per_core_most": max(peaks[system])}, "1/s")
+        totals = e2e.load(side, medians["original-stack"] / 2, args.seconds)
+        record.add("half of the stack's peak", {f"{key}_ms": totals["latency_ms"][key] for key in ("p50", "p99")}, "ms")
+    args.system = "shortlist"
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(*peaks.values()))
+    record.add("peak", {"times_the_stack": ratio}, "x")
+
+
 def main():
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(required=True)
-    for name, run, seconds in (("overload", overload, 60), ("redis-down", redis_down, 10), ("swap", swap, 30), ("nginx", nginx, 60)):
+    for name, run, seconds in (("overload", overload, 60), ("redis-down", redis_down, 10), ("swap", swap, 30), ("nginx", nginx, 60),
+                               ("original-stack", original_stack, 20)):
         command = commands.add_parser(name)
         e2e.arguments(command)
         command.set_defaults(run=run, work=name)
         command.add_argument("--rate", type=float, required=True, help="at saturation")
-        command.add_argument("--seconds", type=int, default=seconds, help="of the overload, a failure, a swap or a restart")
+        command.add_argument("--seconds", type=int, default=seconds, help="of the overload, a failure, a swap, a restart or a step of a search")
         if run is overload:
             command.add_argument("--pid", type=int, required=True, help="the server's process")
         if run is redis_down:
@@ -342,6 +371,11 @@ def main():
         if run is swap:
             command.add_argument("--registry", type=pathlib.Path, required=True)
             command.add_argument("--swaps", type=int, default=20)
+        if run is original_stack:
+            command.add_argument("--stack-url", required=True)
+            command.add_argument("--stack-users", type=int, required=True)
+            command.add_argument("--stack-rate", type=float, default=60.0, help="where its search begins")
+            command.add_argument("--rounds", type=int, default=3)
         if run is nginx:
             command.add_argument("--bin", required=True, help="shortlist")
             command.add_argument("--config", required=True)

@@ -7,9 +7,9 @@ for a user's embedding, 40 features and 30 recently shown items; 500 candidates 
 region and not shown lately; 120 columns; 300 trees of 63 leaves; freshness; at most 3 of a category;
 20 items with title, thumbnail and price.
 
-    build --vectors items.npy --queries queries.npy --dir DIR   index, catalogue, model (minutes)
-    fill  --dir DIR --redis URL --users N                       users into Redis; 30 shown each
-    serve --dir DIR --redis URL --port P                        pin it with taskset
+    build --world WORLD --dir DIR              index, catalogue, model (minutes); WORLD is of `shortlist generate`
+    fill  --dir DIR --redis URL --users N      users into Redis; 30 shown each
+    serve --dir DIR --redis URL --port P       pin it with taskset
 
 Features are random numbers of plausible shapes. The labels follow from a few of them, so that the
 trees have something to learn and split on all kinds of columns.
@@ -37,6 +37,8 @@ import redis.asyncio
 import uvicorn
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
+
+from index import column
 
 LISTS = 4096
 CANDIDATES = 500
@@ -183,9 +185,10 @@ def choose(scores, category, num_items):
 def build(args):
     rng = np.random.default_rng(args.seed)
     args.dir.mkdir(parents=True, exist_ok=True)
-    vectors, queries = np.load(args.vectors, mmap_mode="r"), np.load(args.queries)
+    for name in ("items", "queries"):
+        column((args.world / "vectors").glob(f"{name}-*.parquet"), args.dir / f"{name}.npy")
+    vectors, queries = np.load(args.dir / "items.npy", mmap_mode="r"), np.load(args.dir / "queries.npy")
     np.savez(args.dir / "items.npz", **make_catalogue(rng, len(vectors)))
-    np.save(args.dir / "queries.npy", queries)
     catalogue = Catalogue(args.dir)
     index = faiss.index_factory(vectors.shape[1], f"IVF{LISTS},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.train(np.array(vectors[np.sort(rng.choice(len(vectors), min(len(vectors), 40 * LISTS), replace=False))]))
@@ -337,8 +340,7 @@ def main():
         command.add_argument("--dir", type=pathlib.Path, required=True)
         command.add_argument("--seed", type=int, default=1)
         if run is build:
-            command.add_argument("--vectors", type=pathlib.Path, required=True)
-            command.add_argument("--queries", type=pathlib.Path, required=True)
+            command.add_argument("--world", type=pathlib.Path, required=True)
         else:
             command.add_argument("--redis", default="redis://127.0.0.1:6379")
         if run is fill:
