@@ -7,32 +7,50 @@ SELECT
   s.count_{{medium}}d,
   s.count_{{long}}d,
   s.count_all,
-  CAST(s.count_all AS DOUBLE)
-    / NULLIF(CAST(sum(s.count_all) OVER (PARTITION BY s.user_no) AS DOUBLE), 0.0E0) AS share,
-  CAST(s.count_{{long}}d AS DOUBLE)
-    / NULLIF(CAST(sum(s.count_{{long}}d) OVER (PARTITION BY s.user_no) AS DOUBLE), 0.0E0) AS share_{{long}}d,
+  CAST(s.count_all AS DOUBLE) / NULLIF(CAST(u.count_all AS DOUBLE), 0.0E0) AS share,
+  CAST(s.count_{{long}}d AS DOUBLE) / NULLIF(CAST(u.count_{{long}}d AS DOUBLE), 0.0E0) AS share_{{long}}d,
   s.revenue_all,
   s.impressions_all,
   CAST(s.clicks_all AS DOUBLE) / NULLIF(CAST(s.impressions_all AS DOUBLE), 0.0E0) AS ctr,
   CAST(s.last_ms AS DOUBLE) / 86400000.0E0 AS last_day,
   CAST({{as_of_ms}} - s.last_ms AS DOUBLE) / 86400000.0E0 AS days_since,
-  CAST(row_number() OVER (PARTITION BY s.user_no
-                          ORDER BY s.count_all DESC NULLS LAST, s.brand_no ASC NULLS LAST) AS BIGINT)
-    AS place
-FROM (
-  SELECT
-    user_no,
-    brand_no,
-    sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{medium}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{medium}}d,
-    sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{long}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{long}}d,
-    sum(positive) AS count_all,
-    sum(revenue) AS revenue_all,
-    sum(impression) AS impressions_all,
-    sum(CASE WHEN impression = 1 THEN click ELSE 0 END) AS clicks_all,
-    max(CASE WHEN positive = 1 THEN ts_ms ELSE NULL END) AS last_ms
-  FROM facts
-  WHERE ts_ms < {{as_of_ms}} AND brand_no IS NOT NULL
-  GROUP BY user_no, brand_no
-) s
-JOIN user_keys k ON k.user_no = s.user_no
-JOIN (SELECT brand_no, min(brand) AS key FROM item_keys GROUP BY brand_no) n ON n.brand_no = s.brand_no
+  s.place
+-- A user's sums are no window over the places: an engine holds all rows of a window that looks ahead. The small
+-- sides of the joins come first (see facts.sql).
+FROM (SELECT brand_no, min(brand) AS key FROM item_keys GROUP BY brand_no) n
+JOIN (
+  (
+    user_keys k
+    JOIN (
+      SELECT
+        user_no,
+        sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{long}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{long}}d,
+        sum(positive) AS count_all
+      FROM facts
+      WHERE ts_ms < {{as_of_ms}} AND brand_no IS NOT NULL
+      GROUP BY user_no
+    ) u ON u.user_no = k.user_no
+  )
+  JOIN (
+    SELECT
+      c.*,
+      CAST(row_number() OVER (PARTITION BY c.user_no
+                              ORDER BY c.count_all DESC NULLS LAST, c.brand_no ASC NULLS LAST) AS BIGINT)
+        AS place
+    FROM (
+      SELECT
+        user_no,
+        brand_no,
+        sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{medium}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{medium}}d,
+        sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{long}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{long}}d,
+        sum(positive) AS count_all,
+        sum(revenue) AS revenue_all,
+        sum(impression) AS impressions_all,
+        sum(CASE WHEN impression = 1 THEN click ELSE 0 END) AS clicks_all,
+        max(CASE WHEN positive = 1 THEN ts_ms ELSE NULL END) AS last_ms
+      FROM facts
+      WHERE ts_ms < {{as_of_ms}} AND brand_no IS NOT NULL
+      GROUP BY user_no, brand_no
+    ) c
+  ) s ON s.user_no = k.user_no
+) ON n.brand_no = s.brand_no

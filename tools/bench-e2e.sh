@@ -86,6 +86,14 @@ if [[ ! -d $work/models/bundles ]]; then
     "$binary" --config "$work/shortlist.toml" pipeline refresh --bundle "$(echo "$work"/base/models/bundles/*)"
 fi
 
+# A machine that ran for long has few huge pages left; the kernel then makes some beside the measurement,
+# 25 ms of a core at a time, and Redis waits for it.
+if [[ -w /proc/sys/vm/compact_memory ]]; then
+    sync
+    echo 3 >/proc/sys/vm/drop_caches
+    echo 1 >/proc/sys/vm/compact_memory
+fi
+
 say "Redis and its users"
 answers && die "Redis answers on port $redis_port already: set REDIS_PORT to a free one"
 redis_is_ours=1

@@ -81,6 +81,15 @@ class Timeline:
             self.seconds = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
         return self
 
+    def tell_failures(self):
+        """Prints in which seconds requests had no answer, and what the server said instead."""
+        for at, second in enumerate(self.seconds):
+            if second["ok"] < second["sent"]:
+                print(f"second {at}: {second['sent'] - second['ok']:.0f} of {second['sent']:.0f} failed, p99 {second['p99_ms']:.0f} ms, "
+                      f"{self.stolen[at] if at < len(self.stolen) else '?'} ticks stolen", flush=True)
+        if self.failed():
+            print(f"statuses {self.totals['status']}, {self.totals['errors']} without one", flush=True)
+
     def p99_ms(self, first, end):
         return statistics.median(second["p99_ms"] for second in self.seconds[int(first):int(end)])
 
@@ -186,7 +195,7 @@ def redis_down(args, record):
         begin = at * each + STEADY_S
         line.wait_until(begin)
         fail(lambda: line.wait_until(begin + args.seconds))
-    line.finish()
+    line.finish().tell_failures()
     steady_ms = line.p99_ms(0, STEADY_S)
     record.add("steady", {"p99_ms": steady_ms}, "ms")
     record.add("all", {"failed": line.failed(), "failed_undisturbed": line.failed_undisturbed(), "sent": line.sum("sent")}, "requests")
@@ -256,7 +265,7 @@ def swap(args, record):
         changed.append(line.now_s())
     if not changed:
         raise SystemExit(f"no swap within {end} s: give more --seconds")
-    line.finish()
+    line.finish().tell_failures()
     # The change itself may have been just before the turn of a second.
     swapping = {second for at in changed for second in (int(at) - 1, int(at), int(at) + 1)}
     loading = {second for at, to in zip(began, changed) for second in range(int(at), int(to))} - swapping
@@ -321,7 +330,7 @@ def nginx(args, record):
         servers[0].wait()
         stack.enter_context(stopped_after(start_server(args, ports[0], f"bench{ports[0]}")))
         again = line.now_s()
-        line.finish()
+        line.finish().tell_failures()
     if again > STEADY_S + args.seconds:
         raise SystemExit(f"the restart took {again - STEADY_S:.0f} s: give more --seconds")
     record.add("restart", {"failed": line.failed(), "failed_undisturbed": line.failed_undisturbed(), "sent": line.sum("sent")}, "requests")
@@ -345,8 +354,8 @@ def original_stack(args, record):
     for system, side in sides.items():
         args.system = system
         setting = f"peak p99<{STACK_MS} ms"
-        record.add(setting, {"rps_per_core": medians[system]}, f"1/s, median of {args.rounds}")
-        record.add(setting, {"rps_per_core_least": min(peaks[system]), "rps_per_core_most": max(peaks[system])}, "1/s")
+        figures = {"median": medians[system], "least": min(peaks[system]), "most": max(peaks[system])}
+        record.add(setting, {f"rps_per_core_{name}": rate for name, rate in figures.items()}, "1/s")
         totals = e2e.load(side, medians["original-stack"] / 2, args.seconds)
         record.add("half of the stack's peak", {f"{key}_ms": totals["latency_ms"][key] for key in ("p50", "p99")}, "ms")
     args.system = "shortlist"
