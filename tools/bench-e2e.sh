@@ -86,8 +86,8 @@ if [[ ! -d $work/models/bundles ]]; then
     "$binary" --config "$work/shortlist.toml" pipeline refresh --bundle "$(echo "$work"/base/models/bundles/*)"
 fi
 
-# A machine that ran for long has few huge pages left; the kernel then makes some beside the measurement,
-# 25 ms of a core at a time, and Redis waits for it.
+# A machine that ran for long has few huge pages left, and the kernel then makes some beside the measurement
+# (docs/decisions/0022).
 if [[ -w /proc/sys/vm/compact_memory ]]; then
     sync
     echo 3 >/proc/sys/vm/drop_caches
@@ -121,15 +121,20 @@ if wants original-stack; then
     "${peer[@]}" fill --dir "$stack" --redis "redis://127.0.0.1:$redis_port/1" --users "$stack_users"
 fi
 
+# Until a process answers on its port: PID PORT LOG.
+until_ready() {
+    until curl -sf "http://127.0.0.1:$2/readyz" >/dev/null; do
+        kill -0 "$1" 2>/dev/null || die "the server ended: $3"
+        sleep 0.5
+    done
+}
+
 # `serve MIN`: the least quality factor; 1 keeps requests whole, and only overload lowers it.
 serve() {
     SHORTLIST__EXECUTOR__QUALITY__MIN=$1 taskset -c 0 "$binary" --config "$work/shortlist.toml" serve >"$work/server.log" 2>&1 &
     server=$!
     started+=("$server")
-    until curl -sf "http://127.0.0.1:$port/readyz" >/dev/null; do
-        kill -0 "$server" 2>/dev/null || die "the server ended: $work/server.log"
-        sleep 0.5
-    done
+    until_ready "$server" "$port" "$work/server.log"
 }
 stop() { kill "$server" 2>/dev/null && wait "$server" || true; }
 
@@ -163,10 +168,7 @@ for scenario in "${scenarios[@]}"; do
             >"$work/original-stack.log" 2>&1 &
         peer_pid=$!
         started+=("$peer_pid")
-        until curl -sf "http://127.0.0.1:$stack_port/readyz" >/dev/null; do
-            kill -0 "$peer_pid" 2>/dev/null || die "the original stack ended: $work/original-stack.log"
-            sleep 0.5
-        done
+        until_ready "$peer_pid" "$stack_port" "$work/original-stack.log"
         more=(--stack-url "http://127.0.0.1:$stack_port/v1/recommendations" --stack-users "$((stack_users * 100 / 99))")
         ;;
     overload) stop; serve 0.3; more=(--pid "$server") ;;
