@@ -15,7 +15,7 @@ SELECT
   s.interval_days,
   CAST({{as_of_ms}} - s.last_ms AS DOUBLE) / 86400000.0E0 / NULLIF(s.interval_days, 0.0E0) AS due,
   s.place
--- A user's sum is no window, and the small sides of the joins come first: see user_category.sql.
+-- A user's sum is no window, and the small sides of the joins come first: see user_group.sql.
 FROM item_keys i
 JOIN (
   (

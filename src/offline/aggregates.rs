@@ -139,7 +139,17 @@ pub fn day_dir(features: &Path, as_of_ms: i64) -> PathBuf {
 
 /// The text of every query behind the aggregates: what they depend on beside the events.
 pub fn queries() -> String {
-    SHARED.into_iter().chain(["pairs"]).chain(TABLES).map(|table| builtin(table).text).collect()
+    let files = TABLES.into_iter().map(|table| file_of(table).0);
+    SHARED.into_iter().chain(["pairs"]).chain(files).map(|file| builtin(file).text).collect()
+}
+
+/// The file of `sql/` that makes a table of a midnight, and the column of items by which it does: what users did
+/// with categories, brands and departments is one query.
+fn file_of(table: &str) -> (&str, &str) {
+    match table.strip_prefix("user_") {
+        Some(group @ ("category" | "brand" | "department")) => ("user_group", group),
+        _ => (table, ""),
+    }
 }
 
 fn folder(work: &Path, as_of_ms: i64) -> PathBuf {
@@ -221,7 +231,9 @@ fn one_midnight(
     ];
     job.step("pairs", scratch.join(format!("pairs-{as_of_ms}.parquet")), &parameters)?;
     for table in TABLES {
-        job.step(table, partial.join(format!("{table}.parquet")), &parameters)?;
+        let (file, group) = file_of(table);
+        let parameters = [&parameters[..], &[("group", group)]].concat();
+        job.step_of(file, table, partial.join(format!("{table}.parquet")), &parameters)?;
     }
     Ok(())
 }

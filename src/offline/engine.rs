@@ -70,7 +70,18 @@ impl Job {
 
     /// Adds the file of `sql/` that makes `name`, which later steps can read.
     pub fn step(&mut self, name: &str, path: PathBuf, parameters: &[(&str, &str)]) -> Result<()> {
-        let parts = vec![builtin(name).with(parameters)?];
+        self.step_of(name, name, path, parameters)
+    }
+
+    /// As [`Job::step`], by a file that makes several tables.
+    pub fn step_of(
+        &mut self,
+        file: &str,
+        name: &str,
+        path: PathBuf,
+        parameters: &[(&str, &str)],
+    ) -> Result<()> {
+        let parts = vec![builtin(file).with(parameters)?];
         self.steps.push(Step { name: name.to_owned(), path, parts });
         Ok(())
     }
@@ -206,7 +217,7 @@ impl Job {
 }
 
 /// The files of `sql/` by name, which are part of the program.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 15] = [
     ("repeated", include_str!("../../sql/repeated.sql")),
     ("validate", include_str!("../../sql/validate.sql")),
     ("event_days", include_str!("../../sql/event_days.sql")),
@@ -216,9 +227,7 @@ const FILES: [(&str, &str); 17] = [
     ("user_keys", include_str!("../../sql/user_keys.sql")),
     ("facts", include_str!("../../sql/facts.sql")),
     ("pairs", include_str!("../../sql/pairs.sql")),
-    ("user_category", include_str!("../../sql/user_category.sql")),
-    ("user_brand", include_str!("../../sql/user_brand.sql")),
-    ("user_department", include_str!("../../sql/user_department.sql")),
+    ("user_group", include_str!("../../sql/user_group.sql")),
     ("user_item", include_str!("../../sql/user_item.sql")),
     ("item_stats", include_str!("../../sql/item_stats.sql")),
     ("user_stats", include_str!("../../sql/user_stats.sql")),

@@ -1,6 +1,6 @@
--- What each user did with each department before as_of, in the long form: key is items.department.
--- share is of all the user's positives with a department; place 1 is the user's first department.
--- Tables: facts, item_keys, user_keys. Parameters: as_of_ms; medium, long (days).
+-- What each user did with each {{group}} before as_of, in the long form: key is items.{{group}}.
+-- share is of all the user's positives with a {{group}}; place 1 is the user's first {{group}}.
+-- Tables: facts, item_keys, user_keys. Parameters: group (category, brand or department); as_of_ms; medium, long (days).
 SELECT
   k.user_id,
   n.key,
@@ -17,7 +17,7 @@ SELECT
   s.place
 -- A user's sums are no window over the places: an engine holds all rows of a window that looks ahead. The small
 -- sides of the joins come first (see facts.sql).
-FROM (SELECT department_no, min(department) AS key FROM item_keys GROUP BY department_no) n
+FROM (SELECT {{group}}_no, min({{group}}) AS key FROM item_keys GROUP BY {{group}}_no) n
 JOIN (
   (
     user_keys k
@@ -27,7 +27,7 @@ JOIN (
         sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{long}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{long}}d,
         sum(positive) AS count_all
       FROM facts
-      WHERE ts_ms < {{as_of_ms}} AND department_no IS NOT NULL
+      WHERE ts_ms < {{as_of_ms}} AND {{group}}_no IS NOT NULL
       GROUP BY user_no
     ) u ON u.user_no = k.user_no
   )
@@ -35,12 +35,12 @@ JOIN (
     SELECT
       c.*,
       CAST(row_number() OVER (PARTITION BY c.user_no
-                              ORDER BY c.count_all DESC NULLS LAST, c.department_no ASC NULLS LAST) AS BIGINT)
+                              ORDER BY c.count_all DESC NULLS LAST, c.{{group}}_no ASC NULLS LAST) AS BIGINT)
         AS place
     FROM (
       SELECT
         user_no,
-        department_no,
+        {{group}}_no,
         sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{medium}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{medium}}d,
         sum(CASE WHEN ts_ms >= {{as_of_ms}} - CAST({{long}} AS BIGINT) * 86400000 THEN positive ELSE 0 END) AS count_{{long}}d,
         sum(positive) AS count_all,
@@ -49,8 +49,8 @@ JOIN (
         sum(CASE WHEN impression = 1 THEN click ELSE 0 END) AS clicks_all,
         max(CASE WHEN positive = 1 THEN ts_ms ELSE NULL END) AS last_ms
       FROM facts
-      WHERE ts_ms < {{as_of_ms}} AND department_no IS NOT NULL
-      GROUP BY user_no, department_no
+      WHERE ts_ms < {{as_of_ms}} AND {{group}}_no IS NOT NULL
+      GROUP BY user_no, {{group}}_no
     ) c
   ) s ON s.user_no = k.user_no
-) ON n.department_no = s.department_no
+) ON n.{{group}}_no = s.{{group}}_no
