@@ -486,13 +486,21 @@ impl Run<'_> {
         }
     }
 
-    fn open_towers(&self) -> Result<Towers> {
-        Ok(Towers::open(&self.day.work.dir("towers").join(files::TOWERS))?)
+    /// The towers of a moment: with `offline.towers.refit` the ranker's rows are of towers that have seen no label
+    /// of theirs, and what is judged and served is of those that learnt from these days too.
+    fn towers_path(&self, moment: Moment) -> PathBuf {
+        let refit = self.day.config.towers.refit && !matches!(moment, Moment::Ranker);
+        let name = if refit { train_towers::REFIT } else { files::TOWERS };
+        self.day.work.dir("towers").join(name)
+    }
+
+    fn open_towers(&self, moment: Moment) -> Result<Towers> {
+        Ok(Towers::open(&self.towers_path(moment))?)
     }
 
     fn embed(&self, dir: &Path) -> Result<()> {
-        let towers = self.open_towers()?;
         for moment in Moment::ALL {
+            let towers = self.open_towers(moment)?;
             let day = aggregates::day_dir(&self.features, self.time_ms(moment));
             let items = self.layout.item_columns(&day, self.loaded)?;
             let inputs = &self.day.config.towers.inputs;
@@ -511,16 +519,16 @@ impl Run<'_> {
     }
 
     fn index(&self, dir: &Path) -> Result<()> {
-        let towers = self.open_towers()?;
-        let dim = towers.dim();
         for moment in Moment::ALL {
-            let vectors = self.vectors(moment)?;
+            let (towers, vectors) = (self.open_towers(moment)?, self.vectors(moment)?);
             let queries = self.queries(moment, &towers)?;
             let bar = progress::bar("build index", 0);
-            let index = index::build(&vectors, dim, &queries, self.day.shared.index, &|at, of| {
+            let note = |at, of| {
                 bar.set_length(of);
                 bar.set_position(at);
-            })?;
+            };
+            let config = self.day.shared.index;
+            let index = index::build(&vectors, towers.dim(), &queries, config, &note)?;
             bar.finish_and_clear();
             index.save(&dir.join(format!("{}.bin", moment.name())))?;
         }
@@ -550,7 +558,7 @@ impl Run<'_> {
     }
 
     fn ranker(&self, dir: &Path) -> Result<()> {
-        let (towers, index) = (self.open_towers()?, self.open_index(Moment::Ranker)?);
+        let (towers, index) = (self.open_towers(Moment::Ranker)?, self.open_index(Moment::Ranker)?);
         let summary = train_ranker::run(
             &self.source(),
             &self.models(&towers, &*index),
@@ -593,7 +601,7 @@ impl Run<'_> {
         report: Option<&Report>,
         parent: Option<String>,
     ) -> Result<String> {
-        let towers = self.open_towers()?;
+        let towers = self.open_towers(moment)?;
         let headline = |(name, e): (&String, &super::metrics::Estimate)| (name.clone(), e.mean);
         let about = publish::About {
             tower_version: towers.version(),
@@ -628,7 +636,7 @@ impl Run<'_> {
         publish::write_tables(dir, self.loaded, &as_of)?;
         let work = &self.day.work;
         let copies = [
-            (work.dir("towers").join(files::TOWERS), files::TOWERS),
+            (self.towers_path(moment), files::TOWERS),
             (work.dir("index").join(format!("{}.bin", moment.name())), files::INDEX),
             (work.dir("ranker").join(files::RANKER), files::RANKER),
             (work.dir("ranker").join(files::REFERENCE), files::REFERENCE),

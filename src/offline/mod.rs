@@ -4,7 +4,7 @@
 //! collect     the window's events, validated, cleaned               sql/events.sql and others
 //! split       which days teach the towers, the ranker, and judge
 //! features    aggregates as of every midnight that a row reads      sql/*.sql
-//! towers      two encoders, on the days before the ranker's
+//! towers      two encoders, on the days before the ranker's; with `refit` once more on all before the test
 //! embed       item vectors as of the ranker's first day and as of the test
 //! index       an index over each
 //! ranker      LightGBM over what retrieval would have shown, or over impressions

@@ -2,7 +2,8 @@
 //!
 //! Rows are baskets (or clicks) with the history before them; item and user numbers are those of
 //! the last snapshot taken before the row, as serving would have read them. The last days are
-//! held out: epochs are judged by recall of items new to the user there.
+//! held out: epochs are judged by recall of items new to the user there. With `refit` a second pair, for
+//! what is served, learns from all days before the test, as many epochs as the first pair took best.
 
 use std::path::Path;
 
@@ -37,7 +38,12 @@ pub struct Config {
     pub judge_at: usize,
     /// At most so many users judge an epoch.
     pub judge_users_max: usize,
+    /// Whether what serves is a second pair, trained with the held-out and the ranker's days too.
+    pub refit: bool,
 }
+
+/// The second pair of towers, beside the first (`offline.towers.refit`).
+pub const REFIT: &str = "refit.bin";
 
 /// What the towers need of one moment.
 struct Snapshot {
@@ -53,7 +59,7 @@ pub struct Moments<'a> {
     pub snapshots: &'a [(i64, i64)],
 }
 
-/// Trains and writes `towers.bin`.
+/// Trains and writes `towers.bin`, and with `refit` a [`REFIT`] beside it.
 pub fn run(
     loaded: &Loaded,
     layout: &Layout,
@@ -64,24 +70,44 @@ pub fn run(
     out: &Path,
 ) -> Result<()> {
     let Moments { split, snapshots: times } = moments;
-    let snapshots = times
-        .iter()
-        .map(|&(from_ms, day_ms)| {
-            let as_of = layout.read(&aggregates::day_dir(features, day_ms), day_ms, loaded)?;
-            let dense = item_dense(&as_of.items, &config.inputs)?;
-            Ok(Snapshot { time_ms: from_ms, dense, users: as_of.users })
-        })
-        .collect::<Result<Vec<_>>>()?;
     let day_ms = validation_start(split, config);
     let validation = layout.read(&aggregates::day_dir(features, day_ms), day_ms, loaded)?;
-    let inputs = Inputs::collect(loaded, layout, config, &snapshots, &validation, split)?;
+    let learn = |until_ms: i64, model: &towers::Config, observer: &mut dyn Observer| {
+        // Untimed rows have one snapshot, of no moment.
+        let before = times.partition_point(|&(from_ms, _)| from_ms < until_ms).max(1);
+        let snapshots = times[..before]
+            .iter()
+            .map(|&(from_ms, day_ms)| {
+                let as_of = layout.read(&aggregates::day_dir(features, day_ms), day_ms, loaded)?;
+                let dense = item_dense(&as_of.items, &config.inputs)?;
+                Ok(Snapshot { time_ms: from_ms, dense, users: as_of.users })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let inputs = Inputs::collect(loaded, layout, config, &snapshots, &validation, until_ms)?;
+        let dense: Vec<&[f32]> = snapshots.iter().map(|s| s.dense.as_slice()).collect();
+        Ok::<_, anyhow::Error>(train(&inputs.data(&dense), model, observer)?)
+    };
     let bar = progress::bar("train towers", u64::from(model.epochs_max));
-    let validation = &validation;
-    let mut observer = Judge { loaded, config, validation, split, bar, samples_per_s: 0.0 };
-    let dense: Vec<&[f32]> = snapshots.iter().map(|s| s.dense.as_slice()).collect();
-    let towers = train(&inputs.data(&dense), model, &mut observer)?;
-    observer.bar.finish_and_clear();
+    let mut judge = Judge {
+        loaded,
+        config,
+        validation: &validation,
+        split,
+        steps: Steps { bar, samples_per_s: 0.0 },
+        best: None,
+    };
+    let towers = learn(day_ms, model, &mut judge)?;
+    judge.steps.bar.finish_and_clear();
     towers.save(&out.join(crate::bundle::files::TOWERS))?;
+    if config.refit {
+        let epochs = judge.best.map_or(model.epochs_max, |(_, epoch)| epoch + 1);
+        let model = towers::Config { epochs_max: epochs, ..model.clone() };
+        let bar = progress::bar("train towers with the newest days", u64::from(epochs));
+        let mut steps = Steps { bar, samples_per_s: 0.0 };
+        let towers = learn(split.test_ms.start, &model, &mut steps)?;
+        steps.bar.finish_and_clear();
+        towers.save(&out.join(REFIT))?;
+    }
     Ok(())
 }
 
@@ -104,11 +130,9 @@ pub fn snapshot_times(timed: bool, split: &Split, config: &Config) -> Vec<(i64, 
     }
     let every_ms = config.snapshot_every_days * crate::types::DAY_MS;
     let first = split.towers_ms.start + config.warm_up_days * crate::types::DAY_MS;
-    let mut times: Vec<_> = (0..)
-        .map(|n| first + n * every_ms)
-        .take_while(|&t| t < validation_start(split, config))
-        .map(|t| (t, t))
-        .collect();
+    let last = if config.refit { split.test_ms.start } else { validation_start(split, config) };
+    let mut times: Vec<_> =
+        (0..).map(|n| first + n * every_ms).take_while(|&t| t < last).map(|t| (t, t)).collect();
     if times.is_empty() {
         times.push((split.towers_ms.start, split.towers_ms.start));
     }
@@ -143,7 +167,7 @@ impl Inputs {
         config: &Config,
         snapshots: &[Snapshot],
         validation: &AsOf,
-        split: &Split,
+        until_ms: i64,
     ) -> Result<Self> {
         let inputs = &config.inputs;
         let cardinality = |name: &String| {
@@ -155,13 +179,12 @@ impl Inputs {
         };
         let (event_items, times, offsets) = positives(loaded);
         let starts: Vec<i64> = snapshots.iter().map(|s| s.time_ms).collect();
-        let until = validation_start(split, config);
-        let rows = rows_of(&offsets, Some(&times), starts[0], until, &starts);
+        let rows = rows_of(&offsets, Some(&times), starts[0], until_ms, &starts);
         ensure!(
             !rows.is_empty(),
             "no positive event between the warm-up and {}; collect more days or lower \
              offline.towers.warm_up_days",
-            crate::types::date_of(until)
+            crate::types::date_of(until_ms)
         );
         let row_dense = row_dense(inputs, snapshots, &rows)?;
         Ok(Self {
@@ -257,18 +280,14 @@ fn item_dense(items: &ItemColumns, inputs: &TowerInputs) -> Result<Vec<f32>> {
     Ok((0..items.rows()).flat_map(|row| columns.iter().map(move |c| c.value(row))).collect())
 }
 
-/// Judges epochs by recall on the held-out days, and shows where training stands.
-struct Judge<'a> {
-    loaded: &'a Loaded,
-    config: &'a Config,
-    validation: &'a AsOf,
-    split: &'a Split,
+/// Shows where training stands.
+struct Steps {
     bar: ProgressBar,
     /// Of the last epoch.
     samples_per_s: f64,
 }
 
-impl Observer for Judge<'_> {
+impl Observer for Steps {
     fn progress(&mut self, at: &Progress) {
         self.samples_per_s = at.samples_per_s;
         self.bar.set_message(format!(
@@ -277,7 +296,30 @@ impl Observer for Judge<'_> {
         ));
     }
 
+    fn judge(&mut self, _: u32, _: &Towers) -> Option<f64> {
+        self.bar.inc(1);
+        None
+    }
+}
+
+/// Judges epochs by recall on the held-out days.
+struct Judge<'a> {
+    loaded: &'a Loaded,
+    config: &'a Config,
+    validation: &'a AsOf,
+    split: &'a Split,
+    steps: Steps,
+    /// The best recall and its epoch.
+    best: Option<(f64, u32)>,
+}
+
+impl Observer for Judge<'_> {
+    fn progress(&mut self, at: &Progress) {
+        self.steps.progress(at);
+    }
+
     fn judge(&mut self, epoch: u32, towers: &Towers) -> Option<f64> {
+        self.steps.judge(epoch, towers);
         let inputs = &self.config.inputs;
         let vectors = item_vectors(towers, inputs, &self.validation.items).ok()?;
         let tower_user = TowerUser::new(inputs, self.validation.users.columns()).ok()?;
@@ -290,15 +332,17 @@ impl Observer for Judge<'_> {
                 query.scores(user, &vectors, scores)
             });
         let known: Vec<f64> = results.iter().filter_map(|r| r[0]).collect();
-        self.bar.inc(1);
         if known.is_empty() {
             return None;
         }
         let mean = known.iter().sum::<f64>() / known.len() as f64;
-        let (k, rate) = (ks[0], self.samples_per_s);
+        let (k, rate) = (ks[0], self.steps.samples_per_s);
         tracing::info!(
             "epoch {epoch}: recall@{k} {mean:.4} on the held-out days, {rate:.0} samples/s"
         );
+        if self.best.is_none_or(|(found, _)| mean > found) {
+            self.best = Some((mean, epoch));
+        }
         Some(mean)
     }
 }

@@ -13,6 +13,7 @@ mod live_items;
 mod object_store;
 mod onnx;
 mod parity;
+mod refit;
 mod replay;
 mod report;
 mod resume;

@@ -80,7 +80,7 @@ impl Run<'_> {
         let path = self.day.work.dir("ranker").join(files::RANKER);
         let ranker = Forest::parse(&std::fs::read_to_string(&path)?)
             .map_err(|error| anyhow::anyhow!("{}: {error}", files::RANKER))?;
-        let (towers, index) = (self.open_towers()?, self.open_index(Moment::Test)?);
+        let (towers, index) = (self.open_towers(Moment::Test)?, self.open_index(Moment::Test)?);
         let vectors = self.vectors(Moment::Test)?;
         let bad = vectors.iter().filter(|value| !value.is_finite()).count();
         ensure!(bad == 0, "{bad} numbers of the item vectors are not finite");
@@ -165,15 +165,12 @@ impl Run<'_> {
     pub(super) fn baseline(&self, registry: &Registry, serving: String) -> Option<String> {
         let manifest = bundle::Manifest::open(&registry.bundle_dir(&serving).ok()?, false).ok();
         let Some(manifest) = manifest else { return Some(serving) };
-        let ours = |(step, name): (&str, &str)| {
-            let ours = bundle::FileEntry::of(&self.day.work.dir(step).join(name)).ok();
-            manifest.files.get(name) == ours.as_ref()
+        let ours = |(name, path): (&str, std::path::PathBuf)| {
+            manifest.files.get(name) == bundle::FileEntry::of(&path).ok().as_ref()
         };
-        if [("towers", files::TOWERS), ("ranker", files::RANKER)].into_iter().all(ours) {
-            manifest.parents.first().cloned()
-        } else {
-            Some(serving)
-        }
+        let ranker = self.day.work.dir("ranker").join(files::RANKER);
+        let models = [(files::TOWERS, self.towers_path(Moment::Publish)), (files::RANKER, ranker)];
+        if models.into_iter().all(ours) { manifest.parents.first().cloned() } else { Some(serving) }
     }
 
     /// The serving bundle as a rival, and what the report says of it.
