@@ -38,24 +38,28 @@ snapshot_every_days = 30
 
 
 def tree_bytes(root):
-    """Resident memory of a process and its descendants."""
-    parents, resident = {}, {}
-    for path in glob.glob("/proc/[0-9]*/stat"):
+    """Resident memory of a process and its descendants. A child that has not called exec yet, as a JVM makes one
+    for every chmod, has its parent's command line and its parent's pages: it is not counted again."""
+    parents, resident, commands = {}, {}, {}
+    for folder in glob.glob("/proc/[0-9]*"):
         try:
-            with open(path) as file:
+            with open(f"{folder}/stat") as file:
                 text = file.read()
+            with open(f"{folder}/cmdline", "rb") as file:
+                command = file.read()
         except OSError:
             continue
         pid = int(text.split(" ", 1)[0])
         fields = text[text.rindex(")") + 2 :].split()
         parents[pid] = int(fields[1])
         resident[pid] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+        commands[pid] = command
     total = 0
     for pid in parents:
         at = pid
         while at in parents and at != root:
             at = parents[at]
-        if at == root:
+        if at == root and (pid == root or commands[pid] != commands.get(parents[pid])):
             total += resident[pid]
     return total
 
