@@ -130,12 +130,13 @@ pub fn snapshot_times(timed: bool, split: &Split, config: &Config) -> Vec<(i64, 
     }
     let every_ms = config.snapshot_every_days * crate::types::DAY_MS;
     let first = split.towers_ms.start + config.warm_up_days * crate::types::DAY_MS;
-    let last = if config.refit { split.test_ms.start } else { validation_start(split, config) };
-    let mut times: Vec<_> =
-        (0..).map(|n| first + n * every_ms).take_while(|&t| t < last).map(|t| (t, t)).collect();
-    if times.is_empty() {
+    let judged = validation_start(split, config);
+    let last = if config.refit { split.test_ms.start } else { judged };
+    let mut times = Vec::new();
+    if first >= judged {
         times.push((split.towers_ms.start, split.towers_ms.start));
     }
+    times.extend((0..).map(|n| first + n * every_ms).take_while(|&t| t < last).map(|t| (t, t)));
     times
 }
 
@@ -344,5 +345,39 @@ impl Observer for Judge<'_> {
             self.best = Some((mean, epoch));
         }
         Some(mean)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::DAY_MS;
+
+    fn days(refit: bool, warm_up_days: i64) -> Vec<i64> {
+        let split = Split {
+            towers_ms: 0..4 * DAY_MS,
+            ranker_ms: 4 * DAY_MS..6 * DAY_MS,
+            validation_ms: 6 * DAY_MS..7 * DAY_MS,
+            test_ms: 7 * DAY_MS..8 * DAY_MS,
+        };
+        let config = Config {
+            inputs: TowerInputs::default(),
+            snapshot_every_days: 2,
+            warm_up_days,
+            validation_days: 1,
+            judge_at: 500,
+            judge_users_max: 10,
+            refit,
+        };
+        snapshot_times(true, &split, &config).iter().map(|&(from_ms, _)| from_ms / DAY_MS).collect()
+    }
+
+    #[test]
+    fn snapshots_reach_the_held_out_days_and_with_a_second_pair_the_test() {
+        assert_eq!(days(false, 1), [1]);
+        assert_eq!(days(true, 1), [1, 3, 5]);
+        // Nothing is left after the warm-up: the first pair takes the days as they are.
+        assert_eq!(days(false, 3), [0]);
+        assert_eq!(days(true, 3), [0, 3, 5]);
     }
 }
