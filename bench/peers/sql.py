@@ -38,8 +38,8 @@ snapshot_every_days = 30
 
 
 def tree_bytes(root):
-    """Resident memory of a process and its descendants. A child that has not called exec yet, as a JVM makes one
-    for every chmod, has its parent's command line and its parent's pages: it is not counted again."""
+    """Resident memory of a process and its descendants. A child that has not called exec yet, of which a JVM has
+    some for a moment, has its parent's command line and its parent's pages: it is not counted again."""
     parents, resident, commands = {}, {}, {}
     for folder in glob.glob("/proc/[0-9]*"):
         try:
